@@ -1,0 +1,175 @@
+"""Where everything a run makes is kept: a folder or an S3 prefix, behind the same few calls.
+
+Keys are relative, `/`-separated and never leave the root. `write` replaces atomically; `create` succeeds for
+exactly one of several writers and is the only call that commits rest on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+_KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
+
+
+class StorageError(Exception):
+    """The store cannot do what was asked; the message names the place, the cause and the cure."""
+
+
+def check_key(key: str) -> str:
+    """Return `key`, or raise ValueError when it could leave the root or cannot be a file name."""
+    if not _KEY.fullmatch(key) or any(part in (".", "..") for part in key.split("/")):
+        raise ValueError(f"storage key {key!r}: use letters, digits and _.=+@- between slashes, no '..'")
+    return key
+
+
+class Storage:
+    """The calls that stages and pipelines use. `FolderStorage` and `S3Storage` differ in nothing else."""
+
+    root: str
+
+    def read(self, key: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        raise NotImplementedError
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on. Raises FileNotFoundError, or EOFError when the object is shorter."""
+        raise NotImplementedError
+
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace, atomically: readers see the old object or the new one."""
+        raise NotImplementedError
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write only when no object has this key; exactly one of several writers gets True."""
+        raise NotImplementedError
+
+    def upload(self, key: str, path: Path) -> None:
+        """`write` of a local file, which stays where it is."""
+        raise NotImplementedError
+
+    def local(self, key: str) -> AbstractContextManager[Path]:
+        """A local path of the object while the context lasts. Read only. Raises FileNotFoundError."""
+        raise NotImplementedError
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Keys below `prefix` (a folder, without a closing slash), sorted."""
+        raise NotImplementedError
+
+    def exists(self, key: str) -> bool:
+        raise NotImplementedError
+
+    def size(self, key: str) -> int:
+        """Bytes. Raises FileNotFoundError."""
+        raise NotImplementedError
+
+    def delete(self, key: str) -> None:
+        """Remove; absent is fine."""
+        raise NotImplementedError
+
+    def check_writable(self) -> None:
+        """Raise StorageError, naming root, cause and cure, unless an object can be made here now."""
+        raise NotImplementedError
+
+
+class FolderStorage(Storage):
+    """A folder. Atomic by temporary file and rename; create-only by hard link."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(Path(root).expanduser().resolve())
+
+    def path(self, key: str) -> Path:
+        return Path(self.root, check_key(key))
+
+    def read(self, key: str) -> bytes:
+        return self.path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        with self.path(key).open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+        if len(data) != length:
+            raise EOFError(f"{key}: {length} bytes wanted at {start}, the object ends after {len(data)}")
+        return data
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str) -> Iterator[Path]:
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+        os.close(handle)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._temporary(key) as temporary:
+            _write_through(temporary, data)
+            temporary.replace(self.path(key))
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._temporary(key) as temporary:
+            _write_through(temporary, data)
+            try:
+                os.link(temporary, self.path(key))
+            except FileExistsError:
+                return False
+        return True
+
+    def upload(self, key: str, path: Path) -> None:
+        with self._temporary(key) as temporary, path.open("rb") as source, temporary.open("wb") as target:
+            while block := source.read(1 << 22):
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+            temporary.replace(self.path(key))
+
+    @contextlib.contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        path = self.path(key)
+        if not path.is_file():
+            raise FileNotFoundError(str(path))
+        yield path
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        base = self.path(prefix) if prefix else Path(self.root)
+        found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))
+        yield from sorted(p.relative_to(self.root).as_posix() for p in found)
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def size(self, key: str) -> int:
+        return self.path(key).stat().st_size
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        try:
+            self.write(".writable", b"")
+            self.delete(".writable")
+        except OSError as error:
+            raise StorageError(
+                f"storage.root: cannot write to {self.root} ({error.strerror}); choose another folder"
+            ) from None
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_storage(root: str) -> Storage:
+    """The store at `root`: a folder, or `s3://bucket/prefix`."""
+    if "://" in root and not root.startswith("file://"):
+        raise ValueError(f"storage.root: {root!r} is not a folder")
+    return FolderStorage(root.removeprefix("file://"))

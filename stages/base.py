@@ -1,0 +1,107 @@
+"""The contract of a stage. Light on purpose: no torch, no Ray, no OpenCV.
+
+A stage is a dataclass. Its fields are its settings, which `workflow.yaml` may set; its class variables
+say what it reads and writes and what it costs. `reads` and `writes` name fields of `Clip` (or
+`extra.<name>`), so that a broken order of stages is refused before any work.
+
+Where what runs: the constructor runs on the driver, when the workflow is read, and must be cheap;
+`setup` and `process` run in a worker, `setup` once per worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from infra.storage import Storage
+    from stages.clip import Clip
+
+
+class Drop(Exception):
+    """Reject the clip (or video) in hand. `reason` is short and is counted; `detail` holds the figures.
+
+    Raise it for unwanted data and for input that is broken. Any other exception is a bug and stops the run.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One output that a stage rejects while it keeps others, such as a shot that is too short."""
+
+    clip: Clip
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker of a stage holds: CPU cores, GPUs (fractions allowed), custom Ray resources."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    custom: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in [("cpus", self.cpus), ("gpus", self.gpus), *self.custom.items()]:
+            if value < 0:
+                raise ValueError(f"resources.{name}: {value} is negative; give 0 or more")
+
+
+class Source:
+    """Where videos come from: a dataclass of settings whose `clips` names every video, decoding nothing."""
+
+    def clips(self, store: Storage) -> Iterator[Clip]:
+        """Yield one `Clip` per listed video with `id`, `source`, `video` and what the list says of it.
+
+        Runs on the driver. Raises ValueError, naming the setting and the cure, when nothing can be listed.
+        """
+        raise NotImplementedError
+
+
+class Stage:
+    """One step for one clip: maps, filters or cuts. Subclasses are dataclasses."""
+
+    name: ClassVar[str]                              # how workflow.yaml, records and reports call it
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+    resources: ClassVar[Resources] = Resources()
+    version: ClassVar[int] = 1                       # raise it when the same settings give other output
+
+    def setup(self, store: Storage) -> None:
+        """Load models and open what is needed, once per worker, before the first `process`."""
+
+    def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
+        """Yield none, one or many clips. Raise `Drop` to reject `clip` as a whole.
+
+        Set fields on the clip that was received or on copies of it; never write into its arrays, which may
+        be shared and read-only.
+        """
+        raise NotImplementedError
+
+
+class GroupStage:
+    """One step that sees all clips of a group at once, such as a balance or a shard."""
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+    resources: ClassVar[Resources] = Resources()
+    version: ClassVar[int] = 1
+
+    def setup(self, store: Storage) -> None:
+        """As `Stage.setup`."""
+
+    def group(self, clip: Clip) -> str:
+        """Name the group of a clip. All clips form one group unless a stage says otherwise."""
+        return "all"
+
+    def process_group(self, group: str, clips: list[Clip]) -> Iterator[Clip | Rejected]:
+        """Yield every clip of the group exactly once, as it is now or as `Rejected`. `clips` come sorted by id."""
+        raise NotImplementedError

@@ -1,0 +1,124 @@
+"""The one record that travels, and its data dictionary.
+
+A `Clip` starts as a whole listed video (`frame_times_s` is None), and becomes one unbroken shot of one
+person when it is cut. It holds text, numbers and small arrays only: pixels stay in files and are decoded by
+the stage that needs them, so that a record costs kilobytes wherever it travels.
+
+T is the number of output frames of the clip, at `fps`; pixel coordinates are x right, y down, and the
+centre of the top left pixel is (0, 0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Clip:
+    """See the comment of each field: dtype, shape, unit, and the stage that writes it."""
+
+    # --- the source: what was listed -----------------------------------------------------------------
+    id: str                                  # unit id, [A-Za-z0-9_-]+, unique in the run; a stage that cuts extends it
+    source: str                              # the video as the list names it, raw
+    video: str                               # where its file is: an absolute path, or a key of the store as "store:<key>"
+    fingerprint: str = ""                    # changes when the file changes (size and time, or a hash)
+    dataset: str = ""                        # which list it came from
+    licence: str = "unknown"                 # licence of the footage, as listed
+    listed: dict[str, Any] = field(default_factory=dict)  # the list's own row, JSON values
+
+    # --- shots: the cut ------------------------------------------------------------------------------
+    fps: float = 0.0                         # output frames per second
+    width: int = 0                           # px, of the source frame as displayed (rotation applied)
+    height: int = 0                          # px
+    frame_times_s: Array | None = None       # float64 [T], s: presentation time in the source of each output frame
+
+    # --- faces: the person ---------------------------------------------------------------------------
+    face_boxes: Array | None = None          # float32 [T, 4], source px: left, top, right, bottom
+    landmarks: Array | None = None           # float32 [T, 68, 2], source px, iBUG order, as detected
+
+    # --- smooth --------------------------------------------------------------------------------------
+    smooth_landmarks: Array | None = None    # float32 [T, 68, 2], source px, low-passed over time
+
+    # --- crop: the training square -------------------------------------------------------------------
+    crop_transforms: Array | None = None     # float64 [T, 2, 3]: source px (x, y, 1) -> crop px
+    crop_size: int = 0                       # px, side of the square
+    padded_fraction: float = 0.0             # largest share of a crop that lies outside the source frame
+    aligned: str = ""                        # key of a tar of T JPEG members "0000.jpg" ... in the store
+
+    # --- cameras -------------------------------------------------------------------------------------
+    cameras: Array | None = None             # float32 [T, 25]: camera_to_world 4x4 row-major, intrinsics 3x3 row-major
+
+    # --- identity ------------------------------------------------------------------------------------
+    embeddings: Array | None = None          # float32 [S, D], unit length, of every `embedding_step`-th frame
+    embedding_step: int = 0
+    embedding_backend: str = ""              # what made them; thresholds belong to it
+    verification: dict[str, float] = field(default_factory=dict)  # similarities and noisy-frame count
+    identity: str = ""                       # listed label, or the pseudo-identity of the balance
+
+    # --- shards --------------------------------------------------------------------------------------
+    shard: str = ""                          # key of the manifest of the shard that holds the clip
+
+    extra: dict[str, Any] = field(default_factory=dict)  # JSON values of stages of one's own; read twice -> a field
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether this is a clip, rather than a whole listed video."""
+        return self.frame_times_s is not None
+
+    @property
+    def frame_count(self) -> int:
+        """T. Raises ValueError before the cut."""
+        if self.frame_times_s is None:
+            raise ValueError(f"{self.id}: not cut yet; stages.shots must come first")
+        return len(self.frame_times_s)
+
+    def need(self, name: str) -> Array:
+        """The array field `name`, present. Raises ValueError naming the clip and the field when it is not."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{self.id}: field {name!r} was not written by any stage before")
+        return np.asarray(value)
+
+    def copy(self, **changes: Any) -> Clip:
+        """A copy with changed fields; dictionaries are copied, arrays shared."""
+        own = {f.name: dict(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), dict)}
+        return replace(self, **{**own, **changes})
+
+    def to_record(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """(JSON-able values, arrays) of every field that is set; `from_record` reverses it."""
+        values: dict[str, Any] = {}
+        arrays: dict[str, Array] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                arrays[f.name] = value
+            elif value is not None:
+                values[f.name] = value
+        return values, arrays
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any], arrays: dict[str, Array]) -> Clip:
+        """Reverse of `to_record`. Raises ValueError for a field that does not exist."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted((set(values) | set(arrays)) - known)
+        if unknown:
+            raise ValueError(f"a clip has no field {unknown[0]!r}; the record is of another version")
+        return cls(**values, **arrays)
+
+    def digest(self) -> str:
+        """sha256 (hex) of the whole record: equal exactly when every field is equal."""
+        values, arrays = self.to_record()
+        sha = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            sha.update(f"|{name}|{array.dtype.str}|{array.shape}|".encode())
+            sha.update(array.tobytes())
+        return sha.hexdigest()
