@@ -1,0 +1,433 @@
+"""Every size, switch and loss weight of PV3D in one typed tree, and the named variants.
+
+A variant is a plain function that returns a `Variant`: `tiny()`, `mid_128()`, `voxceleb_512()`,
+`celebvhq_512()`, `talkinghead_512()` and their 48-frame forms. Nothing else in `model/` holds a size.
+This file needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+PlaneAxes = tuple[str | tuple[tuple[float, ...], ...], ...]
+
+# Each plane is named by the two world axes that become its width and height.
+NAMED_PLANE_AXES: dict[str, tuple[str, ...]] = {
+    "eg3d_compat": ("xy", "xz", "zx"),  # as published: the third plane repeats the second (NVlabs/eg3d#67)
+    "orthogonal": ("xy", "xz", "zy"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionConfig:
+    """The K motion layers (paper section 3.2, Eq. 1 and 2; ablations of Tables 2a and 2b)."""
+
+    blocks: int = 4
+    """K: the motion enters in the first K resolution blocks. 2 early, 4 middle, 7 late (Table 2a)."""
+    fusion: Literal["add", "learned"] = "add"
+    """`learned` scales each motion feature by a trained scalar (Table 2a, "learned")."""
+    code: Literal["z_m", "z_a"] = "z_m"
+    """`z_a` drives the motion by the appearance code (Table 2b, no motion code)."""
+    operator: Literal["modconv", "mlp"] = "modconv"
+    """`mlp` replaces the modulated convolution by a per-pixel MLP over [f*, w_m] (Table 2b)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderingConfig:
+    """Rays, samples and compositing (paper section 3.4, Eq. 5 and 6)."""
+
+    resolution: int = 64
+    """R: side of the raw rendered image (32, 64 or 128 in Table 3b)."""
+    samples_coarse: int = 48
+    samples_fine: int = 48
+    """Importance samples; 0 renders the coarse ones alone."""
+    ray_start: float | None = 2.25
+    ray_end: float | None = 3.3
+    """Both None: the limits are where the ray enters and leaves the box."""
+    box_warp: float = 1.0
+    """Side of the cube that the planes cover, in world units."""
+    disparity_sampling: bool = False
+    white_background: bool = False
+    importance_at_eval: Literal["deterministic", "random"] = "deterministic"
+    """The official code draws at evaluation too, so its frames flicker; ours do not unless asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionConfig:
+    """Feature image -> final frame: two blocks; the first enlarges only if output = 4 x input."""
+
+    input_resolution: int = 128
+    channels: tuple[int, ...] = (256, 128)
+    conv_clamp: float | None = 256.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """D_img and D_vid (paper section 3.3, Eq. 3 and 4; ablations of Tables 2d and 3a)."""
+
+    channel_base: int = 32768
+    channel_max: int = 512
+    mapping_layers: int = 8
+    conv_clamp: float | None = 256.0
+    image: bool = True
+    """False removes D_img (Table 3a)."""
+    video: bool = True
+    """False removes D_vid (Table 3a)."""
+    frames: int = 2
+    """n: frames that D_vid sees, with n-1 time differences and n cameras (2 in the paper; patent [0060], [0071])."""
+    video_cameras: bool = True
+    """False: D_vid without cameras (Table 2d)."""
+    video_time_difference: bool = True
+    """False: D_vid without the time-difference planes (Table 2d)."""
+    minibatch_group_image: int = 4
+    minibatch_group_video: int = 2
+    """Items per minibatch-std group. 2 is what the authors' 2 videos per GPU give, on any number of workers."""
+    frame_order: Literal["time_major", "video_major"] = "time_major"
+    """Order of the frames in D_img's batch. Only the minibatch-std groups depend on it: `time_major` keeps them
+    the same on any number of workers; `video_major` is the official order (equal at 2 videos per worker)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and switches of the three networks."""
+
+    img_resolution: int
+    frames_span: int = 16
+    """Length of the window that t in [0, 1] covers, in frames (16, or 48 in appendix A.5)."""
+    z_dim: int = 512
+    z_m_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 2
+    mapping_lr_multiplier: float = 0.01
+    w_avg_beta: float = 0.998
+    c_scale: float = 1.0
+    """Multiplies the camera before the mapping network."""
+    camera_conditioning: Literal["all", "non", "map", "mapt"] = "mapt"
+    """Which camera the mapping network sees (Table 2c): `mapt` each frame's own in training and one shared by all
+    frames at inference; `map` shared always; `non` own always; `all` shared in mapping and in rendering."""
+    generator_camera: bool = True
+    """False: the generator's mapping sees no camera (Table 3c)."""
+    channel_base: int = 32768
+    channel_max: int = 512
+    plane_resolution: int = 256
+    plane_features: int = 32
+    plane_axes: Literal["eg3d_compat", "orthogonal"] | PlaneAxes = "eg3d_compat"
+    """Or any list of planes: "xy" (width axis, height axis), or a 2 x 3 matrix; four of them are the patent's
+    quad-plane ([0024])."""
+    decoder_hidden: int = 64
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
+    superresolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    @property
+    def discriminator_frames(self) -> int:
+        return self.discriminator.frames
+
+    @property
+    def block_resolutions(self) -> tuple[int, ...]:
+        return tuple(2**i for i in range(2, int(math.log2(self.plane_resolution)) + 1))
+
+    @property
+    def num_ws(self) -> int:
+        """One w per convolution of the backbone and one for its last to-RGB layer."""
+        return 2 * len(self.block_resolutions)
+
+    @property
+    def plane_matrices(self) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        """One 2 x 3 matrix per plane: (x, y, z) -> (width, height)."""
+        axes = NAMED_PLANE_AXES[self.plane_axes] if isinstance(self.plane_axes, str) else self.plane_axes
+        unit = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
+        return tuple(tuple(unit[a] for a in plane) if isinstance(plane, str) else plane for plane in axes)
+
+    def channels(self, resolution: int) -> int:
+        return min(self.channel_base // resolution, self.channel_max)
+
+    def __post_init__(self) -> None:
+        d, r, s = self.discriminator, self.rendering, self.superresolution
+        for name in ("img_resolution", "plane_resolution"):
+            value = getattr(self, name)
+            _require(value >= 8 and value & (value - 1) == 0, name, value, "a power of two, 8 or more")
+        sizes = ("z_dim", "z_m_dim", "w_dim", "mapping_layers", "channel_base", "channel_max",
+                 "plane_features", "decoder_hidden")  # fmt: skip
+        for name in sizes:
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.frames_span >= 2, "frames_span", self.frames_span, "2 frames or more")
+        blocks = len(self.block_resolutions)
+        _require(0 <= self.motion.blocks <= blocks, "motion.blocks", self.motion.blocks,
+                 f"0 to {blocks}, the number of backbone blocks at plane_resolution {self.plane_resolution}")  # fmt: skip
+        _require(self.motion.code == "z_m" or self.z_dim == self.z_m_dim, "motion.code", self.motion.code,
+                 f"'z_m', or z_m_dim equal to z_dim {self.z_dim}")  # fmt: skip
+        named = not isinstance(self.plane_axes, str) or self.plane_axes in NAMED_PLANE_AXES
+        _require(named, "plane_axes", self.plane_axes, f"one of {sorted(NAMED_PLANE_AXES)} or a list of planes")
+        if not isinstance(self.plane_axes, str):
+            _require(len(self.plane_axes) >= 1, "plane_axes", self.plane_axes, "at least one plane")
+            for plane in self.plane_axes:
+                ok = (len(plane) == 2 and set(plane) <= set("xyz") if isinstance(plane, str)
+                      else len(plane) == 2 and all(len(row) == 3 for row in plane))  # fmt: skip
+                _require(ok, "plane_axes", plane, "two letters of x, y, z such as 'xz', or a 2 x 3 matrix")
+        _require(r.resolution >= 1, "rendering.resolution", r.resolution, "1 or more")
+        _require(r.samples_coarse >= 2, "rendering.samples_coarse", r.samples_coarse, "2 or more")
+        _require(r.samples_fine >= 0, "rendering.samples_fine", r.samples_fine, "0 or more")
+        _require(r.samples_fine == 0 or r.samples_coarse >= 4, "rendering.samples_coarse", r.samples_coarse,
+                 "4 or more with importance samples, or samples_fine 0")  # fmt: skip
+        _require((r.ray_start is None) == (r.ray_end is None), "rendering.ray_end", r.ray_end,
+                 "a number with a numeric ray_start; None with None (limits from the box)")  # fmt: skip
+        if r.ray_start is not None and r.ray_end is not None:
+            _require(0 < r.ray_start < r.ray_end, "rendering.ray_end", r.ray_end, f"greater than ray_start {r.ray_start} > 0")
+        _require(r.box_warp > 0, "rendering.box_warp", r.box_warp, "a positive side length in world units")
+        _require(len(s.channels) == 2 and min(s.channels) >= 1, "superresolution.channels", s.channels, "two widths")
+        _require(self.img_resolution in (2 * s.input_resolution, 4 * s.input_resolution),
+                 "superresolution.input_resolution", s.input_resolution,
+                 f"img_resolution / 2 or / 4, so {self.img_resolution // 2} or {self.img_resolution // 4}")  # fmt: skip
+        _require(d.frames >= 2, "discriminator.frames", d.frames, "2 or more")
+        _require(d.frames <= self.frames_span, "discriminator.frames", d.frames, f"at most frames_span {self.frames_span}")
+        _require(d.image or d.video, "discriminator.video", d.video, "at least one of image and video True")
+        for name in ("minibatch_group_image", "minibatch_group_video", "mapping_layers"):
+            _require(getattr(d, name) >= 1, f"discriminator.{name}", getattr(d, name), "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Loss weights, optimisers and schedules. Counts are videos over all workers ("samples")."""
+
+    batch: int = 16
+    """Videos per update over all workers."""
+    updates: int = 300_000
+    lambda_img: float = 1.0
+    lambda_vid: float = 0.65
+    lambda_reg: float = 0.6
+    r1_gamma: float = 2.0
+    lr_generator: float = 0.0025
+    lr_discriminator: float = 0.002
+    betas: tuple[float, ...] = (0.0, 0.99)
+    """Before the lazy correction (`steps.adam_kwargs`)."""
+    generator_reg_interval: int = 4
+    discriminator_reg_interval: int = 16
+    density_points: int = 1000
+    density_noise: float = 0.004
+    blur_sigma: float = 10.0
+    """First standard deviation of the fading blur, in pixels."""
+    blur_fade_kvideos: float = 200.0
+    """Length of the fade, in thousand videos, at 32 videos per batch; it scales with the batch below."""
+    blur_fade_by: Literal["global", "per_gpu"] = "per_gpu"
+    videos_per_gpu: int = 2
+    """The batch that sets the fade under `per_gpu` (2 in the paper's run, whatever ours uses)."""
+    swap_probability: float = 0.5
+    """Camera swap falls from 1 to this."""
+    swap_fade_kvideos: float = 1000.0
+    resolution_initial: int = 64
+    """First rendering resolution; the last is `rendering.resolution`."""
+    resolution_fade_kvideos: float = 1000.0
+    ema_kvideos: float = 10.0
+    """EMA half-life in thousand videos at 32 videos per batch; it scales with the batch."""
+    ema_rampup: float = 0.05
+    fake_time: Literal["continuous", "grid"] = "continuous"
+    """Law of the fake times; `grid` rounds to frame index / (span - 1) as real ones are."""
+    fake_camera_time: Literal["independent", "matched"] = "independent"
+    """`independent`: cameras of another draw than the times (official); `matched`: those of the same indices."""
+    flip_fake_cameras: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ("batch", "updates", "lr_generator", "lr_discriminator", "generator_reg_interval",
+                    "discriminator_reg_interval", "density_points", "videos_per_gpu", "resolution_initial")  # fmt: skip
+        for name in positive:
+            _require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
+        not_negative = ("lambda_img", "lambda_vid", "lambda_reg", "r1_gamma", "density_noise", "blur_sigma",
+                        "blur_fade_kvideos", "swap_fade_kvideos", "resolution_fade_kvideos", "ema_kvideos",
+                        "ema_rampup")  # fmt: skip
+        for name in not_negative:
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 <= self.swap_probability <= 1, "swap_probability", self.swap_probability, "between 0 and 1")
+        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A name, the networks and how they are trained."""
+
+    name: str
+    model: ModelConfig
+    recipe: Recipe
+
+
+def tiny() -> Variant:
+    """64 x 64 frames for tests, the demo and the viewer: seconds per update on two CPU cores."""
+    model = ModelConfig(
+        img_resolution=64, z_dim=64, z_m_dim=64, w_dim=64, channel_base=2048, channel_max=64, plane_resolution=64,
+        plane_features=16, plane_axes="orthogonal", decoder_hidden=32,
+        rendering=RenderingConfig(resolution=32, samples_coarse=12, samples_fine=12),
+        superresolution=SuperResolutionConfig(input_resolution=32, channels=(32, 16)),
+        discriminator=DiscriminatorConfig(channel_base=1024, channel_max=64, mapping_layers=4, minibatch_group_image=2),
+    )  # fmt: skip
+    recipe = Recipe(batch=4, updates=2000, resolution_initial=32, blur_fade_kvideos=8.0, blur_fade_by="global",
+                    blur_sigma=2.0, swap_fade_kvideos=20.0, lambda_reg=0.25, r1_gamma=1.0, fake_camera_time="matched",
+                    fake_time="grid", flip_fake_cameras=True)  # fmt: skip
+    return Variant(name="tiny", model=model, recipe=recipe)
+
+
+def mid_128() -> Variant:
+    """128 x 128 frames, the published design with smaller widths: for one consumer GPU or a patient CPU."""
+    model = ModelConfig(
+        img_resolution=128, channel_base=8192, channel_max=256, plane_resolution=128,
+        rendering=RenderingConfig(resolution=32, samples_coarse=24, samples_fine=24),
+        superresolution=SuperResolutionConfig(input_resolution=32, channels=(128, 64)),
+        discriminator=DiscriminatorConfig(channel_base=8192, channel_max=256),
+    )  # fmt: skip
+    return Variant(name="mid_128", model=model, recipe=Recipe(resolution_initial=32, r1_gamma=1.0))
+
+
+def voxceleb_512() -> Variant:
+    """The paper's VoxCeleb model (appendix A.1)."""
+    return Variant(name="voxceleb_512", model=ModelConfig(img_resolution=512), recipe=Recipe())
+
+
+def celebvhq_512() -> Variant:
+    """The paper's CelebV-HQ model (appendix A.1)."""
+    recipe = Recipe(lambda_reg=0.05, r1_gamma=4.0)
+    return Variant(name="celebvhq_512", model=ModelConfig(img_resolution=512), recipe=recipe)
+
+
+def talkinghead_512() -> Variant:
+    """The paper's TalkingHead-1KH model (appendix A.1)."""
+    recipe = Recipe(lambda_reg=0.5, r1_gamma=2.0)
+    return Variant(name="talkinghead_512", model=ModelConfig(img_resolution=512), recipe=recipe)
+
+
+def tiny_48() -> Variant:
+    return _with_span(tiny(), 48)
+
+
+def mid_128_48() -> Variant:
+    return _with_span(mid_128(), 48)
+
+
+def voxceleb_512_48() -> Variant:
+    """48-frame windows (appendix A.5, "Longer-term video synthesis")."""
+    return _with_span(voxceleb_512(), 48)
+
+
+def celebvhq_512_48() -> Variant:
+    return _with_span(celebvhq_512(), 48)
+
+
+def talkinghead_512_48() -> Variant:
+    return _with_span(talkinghead_512(), 48)
+
+
+VARIANTS = {make.__name__: make for make in (
+    tiny, mid_128, voxceleb_512, celebvhq_512, talkinghead_512,
+    tiny_48, mid_128_48, voxceleb_512_48, celebvhq_512_48, talkinghead_512_48,
+)}  # fmt: skip
+
+
+def variant(name: str) -> Variant:
+    """The variant of that name; an unknown one is answered with the nearest."""
+    if name not in VARIANTS:
+        raise ValueError(f"variant {name!r} does not exist; {_suggest(name, VARIANTS)}")
+    return VARIANTS[name]()
+
+
+def _with_span(base: Variant, frames: int) -> Variant:
+    return replace(base, name=f"{base.name}_{frames}", model=replace(base.model, frames_span=frames))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain numbers, strings, lists and dictionaries (JSON or YAML can hold it)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+Config = TypeVar("Config", ModelConfig, Recipe, Variant, MotionConfig, RenderingConfig, SuperResolutionConfig,
+                 DiscriminatorConfig)  # fmt: skip
+
+
+def from_dict(cls: type[Config], values: dict[str, Any], where: str = "") -> Config:
+    """The inverse of `to_dict`. An unknown key, a missing one or a wrong type is a `ValueError` that names it."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown key {where + key!r} in {cls.__name__}; {_suggest(key, known)}")
+    for name, f in known.items():
+        no_default = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if no_default and name not in values:
+            raise ValueError(f"{cls.__name__} needs {where + name!r}; add it")
+    arguments = {key: _typed(hints[key], value, where + key) for key, value in values.items()}
+    return cls(**arguments)
+
+
+def with_changes(config: Config, changes: dict[str, Any]) -> Config:
+    """A copy with dotted keys changed, e.g. `{"motion.blocks": 7}`; checked like `from_dict`."""
+    values = to_dict(config)
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        target = values
+        for part in path:
+            if not isinstance(target.get(part), dict):
+                raise ValueError(f"unknown key {dotted!r} in {type(config).__name__}; {_suggest(part, target)}")
+            target = target[part]
+        target[last] = value
+    return from_dict(type(config), values)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as `hint` asks, or a `ValueError`."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return from_dict(typing.cast(Any, hint), value, f"{where}.")
+        return _demand(isinstance(value, typing.cast(type, hint)), value, where, "a table of settings")
+    if origin is Literal:
+        options = typing.get_args(hint)
+        return _demand(value in options, value, where, f"one of {', '.join(map(str, options))}")
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            try:
+                return _typed(option, value, where)
+            except ValueError:
+                continue
+        raise ValueError(f"{where} is {value!r}; give {_describe(hint)}")
+    if origin is tuple:
+        _demand(isinstance(value, list | tuple), value, where, "a list")
+        return tuple(_typed(typing.get_args(hint)[0], v, where) for v in value)
+    if hint is float:
+        _demand(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+                value, where, "a finite number")  # fmt: skip
+        return float(value)
+    if hint is int:
+        return _demand(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
+    names = {bool: "true or false", str: "text", type(None): "null"}
+    return _demand(isinstance(value, hint), value, where, names.get(hint, str(hint)))
+
+
+def _describe(hint: Any) -> str:
+    return str(hint).replace("typing.", "").replace("NoneType", "null")
+
+
+def _demand(ok: bool, value: Any, where: str, cure: str) -> Any:
+    if not ok:
+        raise ValueError(f"{where} is {value!r}; give {cure}")
+    return value
+
+
+def _require(ok: bool, name: str, value: Any, cure: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {value!r}; give {cure}")
+
+
+def _suggest(key: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
