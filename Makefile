@@ -1,0 +1,48 @@
+# make demo | test | setup | check | clean
+# PYTHON=python3.12       the interpreter of a new .venv (3.11 or newer)
+# TORCH_INDEX=URL         take PyTorch from another index, such as its CPU-only one
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# A model.py in the current folder must not stand in for our package `model`.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help demo test setup check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    videos to a registered model, on two built-in portraits (sets itself up)"
+	@echo "make test    all tests (sets itself up)"
+	@echo "make setup   only the environment: $(BIN)/pv3d"
+	@echo "make check   lint, types, import directions"
+	@echo "make clean   remove the environment and the demo's run"
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pv3d run --profile demo
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pv3d needs Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up $(VENV); this happens once (the README says how much is downloaded)"
+	@start=$$(date +%s); \
+		$(PYTHON) -m venv $(VENV) && \
+		$(if $(TORCH_INDEX),$(PIP) install -q --index-url $(TORCH_INDEX) -c constraints.txt torch &&) \
+		$(PIP) install -q -c constraints.txt -e '.[all,dev]' && \
+		touch $@ && echo "set up in $$(( $$(date +%s) - start )) s"
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
