@@ -105,3 +105,9 @@ class GroupStage:
     def process_group(self, group: str, clips: list[Clip]) -> Iterator[Clip | Rejected]:
         """Yield every clip of the group exactly once, as it is now or as `Rejected`. `clips` come sorted by id."""
         raise NotImplementedError
+
+    def finish(self, store: Storage, clips: list[Clip]) -> None:
+        """Called once, on the driver, when every group is done, with all clips that were kept, sorted by id.
+
+        For what needs all groups, such as the commit of a dataset; must be cheap and safe to repeat.
+        """

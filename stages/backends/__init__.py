@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Box = tuple[float, float, float, float]      # px: left, top, right, bottom
+
 
 @dataclass(frozen=True)
 class Detection:
     """A face: left, top, right, bottom in px of the frame, and the detector's own score, higher is surer."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     score: float
 
 
@@ -31,7 +33,7 @@ class FaceBackend(Protocol):
         """Faces in a frame, uint8 [H, W, 3] RGB, best score first; false positives may be among them."""
         ...
 
-    def landmarks(self, frame: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    def landmarks(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.float32]:
         """float32 [68, 2], px of the frame, of the face in `box`."""
         ...
 
@@ -49,13 +51,13 @@ class IdentityBackend(Protocol):
         ...
 
 
-def load(path: str, protocol: str = "backend") -> Any:
+def load(path: str) -> Any:
     """Import and construct what "package.module:Class" names. Raises ValueError naming path and cause."""
     module_name, _, class_name = path.partition(":")
     try:
         made = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{protocol}: cannot import {path!r} ({error}); write package.module:Class") from None
+        raise ValueError(f"backend: cannot import {path!r} ({error}); write package.module:Class") from None
     except AttributeError:
-        raise ValueError(f"{protocol}: {module_name} has no {class_name!r}; write package.module:Class") from None
+        raise ValueError(f"backend: {path!r}: {module_name} has no such class") from None
     return made()

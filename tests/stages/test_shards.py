@@ -1,0 +1,202 @@
+"""Shards: plain WebDataset, byte-identical, committed once, read by range."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from infra.storage import FolderStorage
+from stages.clip import Clip
+from stages.shards import LATEST, WriteShards, open_dataset
+
+SIZE = 32
+
+
+def picture(clip_id: str, index: int) -> np.ndarray:
+    """A smooth picture that depends on clip and frame."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    phase = sum(clip_id.encode()) % 64 + 3 * index
+    return np.stack([4 * x + phase, 4 * y + phase, 0 * x + 2 * phase], -1).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), parameters)
+    assert done
+    return data.tobytes()
+
+
+def clip_in(store: FolderStorage, clip_id: str, frames: int = 5, **changes: object) -> Clip:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for index in range(frames):
+            info = tarfile.TarInfo(f"{index:04d}.jpg")
+            data = jpeg(picture(clip_id, index))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    store.write(f"aligned/{clip_id}.tar", buffer.getvalue())
+    random = np.random.default_rng(len(clip_id))
+    clip = Clip(
+        id=clip_id, source=f"{clip_id}.mp4", video=f"/private/{clip_id}.mp4", fingerprint="12:34", fps=25.0,
+        width=640, height=480, frame_times_s=np.arange(frames) / 25, crop_size=SIZE, licence="CC0",
+        listed={"row": 1}, face_boxes=random.random((frames, 4), np.float32),
+        landmarks=random.random((frames, 68, 2), np.float32), crop_transforms=random.random((frames, 2, 3)),
+        aligned=f"aligned/{clip_id}.tar", cameras=random.random((frames, 25), np.float32), identity="p1",
+    )
+    return clip.copy(**changes)
+
+
+def write(store: FolderStorage, clips: list[Clip], stage: WriteShards | None = None) -> list[Clip]:
+    """What a runner does: group, write every group, finish."""
+    stage = stage or WriteShards(buckets=4)
+    stage.setup(store)
+    groups: dict[str, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault(stage.group(clip), []).append(clip)
+    done = [out for name, members in groups.items() for out in stage.process_group(name, members)]
+    kept = sorted((c for c in done if isinstance(c, Clip)), key=lambda c: c.id)
+    stage.finish(store, kept)
+    return kept
+
+
+def contents(store: FolderStorage, *folders: str) -> dict[str, bytes]:
+    return {key: store.read(key) for folder in folders for key in store.list(folder)}
+
+
+IDS = ["a", "a-1", "b_0000040", "c", "d", "e"]
+
+
+def test_loads_with_plain_webdataset(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    store = FolderStorage(tmp_path)
+    clips = write(store, [clip_in(store, i) for i in IDS])
+    found = {}
+    for key in store.list("shards"):
+        if key.endswith(".tar"):
+            for sample in webdataset.WebDataset(str(store.path(key)), shardshuffle=False):
+                found[sample["__key__"]] = sample
+    assert sorted(found) == sorted(IDS)
+    for clip in clips:
+        sample = found[clip.id]
+        np.testing.assert_array_equal(np.load(io.BytesIO(sample["cameras.npy"])), clip.cameras)
+        np.testing.assert_array_equal(np.load(io.BytesIO(sample["landmarks.npy"])), clip.landmarks)
+        assert sum(name.endswith(".jpg") for name in sample) == clip.frame_count
+        assert json.loads(sample["json"])["clip_id"] == clip.id
+
+
+def test_same_bytes_in_any_order_and_when_written_again(tmp_path: Path) -> None:
+    one, two = FolderStorage(tmp_path / "1"), FolderStorage(tmp_path / "2")
+    write(one, [clip_in(one, i) for i in IDS])
+    write(two, [clip_in(two, i) for i in reversed(IDS)])
+    before = contents(one, "shards", "manifest", "dataset")
+    assert before == contents(two, "shards", "manifest", "dataset")
+    write(one, [clip_in(one, i) for i in IDS])
+    assert before == contents(one, "shards", "manifest", "dataset")
+
+
+def test_one_more_clip_rewrites_only_its_bucket(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    stage = WriteShards(buckets=4)
+    before = {c.id: c.shard for c in write(store, [clip_in(store, i) for i in IDS])}
+    after = {c.id: c.shard for c in write(store, [clip_in(store, i) for i in [*IDS, "new"]])}
+    bucket = stage.group(Clip(id="new", source="", video=""))
+    for clip_id in IDS:
+        same_bucket = stage.group(Clip(id=clip_id, source="", video="")) == bucket
+        assert (before[clip_id] == after[clip_id]) != same_bucket
+    assert len(open_dataset(store).samples) == len(IDS) + 1
+
+
+def test_reads_back_frames_cameras_and_provenance(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    clips = {c.id: c for c in write(store, [clip_in(store, i) for i in IDS])}
+    dataset = open_dataset(store)
+    assert (dataset.size, dataset.fps) == (SIZE, 25.0)
+    assert sorted(s.clip_id for s in dataset.samples) == sorted(IDS)
+    for sample in dataset.samples:
+        frames = dataset.frames(sample, [3, 0])
+        assert frames.shape == (2, SIZE, SIZE, 3)
+        assert frames.dtype == np.uint8
+        for frame, index in zip(frames, [3, 0], strict=True):
+            assert np.abs(frame.astype(int) - picture(sample.clip_id, index)).mean() < 3
+        np.testing.assert_array_equal(dataset.cameras(sample), clips[sample.clip_id].cameras)
+        record = dataset.record(sample)
+        assert record["licence"] == "CC0"
+        assert "/private" not in json.dumps(record)
+    with pytest.raises(IndexError, match="frame 5 of 5"):
+        dataset.frames(dataset.samples[0], [5])
+
+
+def test_an_older_version_stays_readable(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, i) for i in IDS])
+    old = open_dataset(store).version
+    write(store, [clip_in(store, i) for i in [*IDS, "new"]])
+    assert open_dataset(store).version != old
+    assert len(open_dataset(store, old).samples) == len(IDS)
+
+
+def test_people_are_held_out_by_hash_alone(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    clips = [clip_in(store, f"c{i}", 2, identity=f"p{i // 2}") for i in range(40)]
+    write(store, clips, WriteShards(buckets=2, held_out=0.5))
+    splits: dict[str, set[str]] = {}
+    for sample in open_dataset(store).samples:
+        splits.setdefault(sample.identity, set()).add(sample.split)
+    assert all(len(s) == 1 for s in splits.values())
+    assert 5 <= sum(s == {"test"} for s in splits.values()) <= 15
+
+
+def test_nothing_half_written_is_seen(tmp_path: Path) -> None:
+    """A stage that dies before the manifest leaves no shard, and the next run completes it."""
+    store = FolderStorage(tmp_path)
+    stage = WriteShards(buckets=1)
+    stage.setup(store)
+    broken = clip_in(store, "b", aligned="aligned/missing.tar")
+    with pytest.raises(FileNotFoundError):
+        list(stage.process_group("00000", [clip_in(store, "a"), broken]))
+    assert list(store.list("manifest")) == list(store.list("shards")) == []
+    with pytest.raises(ValueError, match="pv3d run --until WriteShards"):
+        open_dataset(store)
+
+
+def test_refuses_a_manifest_that_says_something_else(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    (clip,) = write(store, [clip_in(store, "a")])
+    store.write(clip.shard, b"{}")
+    with pytest.raises(ValueError, match="holds something else"):
+        write(store, [clip_in(store, "a")])
+
+
+def test_a_cut_off_jpeg_is_named(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    (clip,) = write(store, [clip_in(store, "a")])
+    manifest = json.loads(store.read(clip.shard))
+    data = bytearray(store.read(manifest["tar"]))
+    rows = {row[1]: row for row in json.loads(store.read(manifest["index"]))["members"]}
+    start, size = rows["0002.jpg"][2:]
+    data[start:start + size] = bytes(size)
+    store.write(manifest["tar"], bytes(data))
+    dataset = open_dataset(store)
+    with pytest.raises(ValueError, match="a frame 2: not a whole JPEG"):
+        dataset.frames(dataset.samples[0], [2])
+
+
+def test_the_latest_pointer_names_a_committed_version(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, i) for i in IDS])
+    version = json.loads(store.read(LATEST))["version"]
+    content = json.loads(store.read(f"dataset/{version}.json"))
+    assert content["samples"] == len(IDS)
+    assert content["manifests"] == sorted(store.list("manifest"))
+
+
+def test_refuses_clips_of_two_sizes(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    with pytest.raises(ValueError, match="different size and rate"):
+        write(store, [clip_in(store, "a"), clip_in(store, "b", crop_size=64)])
