@@ -1,0 +1,223 @@
+"""The command `pv3d`. Imports only click, so that `--help` is quick; each command imports what it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+Answer = tuple[dict[str, Any], str]
+
+
+class _Program(click.Group):
+    """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from infra.storage import StorageError  # infra.storage imports nothing heavy
+
+        try:
+            return super().invoke(ctx)
+        except (ValueError, StorageError) as error:
+            if os.environ.get("PV3D_DEBUG"):
+                traceback.print_exc()
+            click.echo(f"pv3d: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("pv3d: interrupted; what is done is kept, the same command continues", err=True)
+            ctx.exit(130)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Libraries print where they like; with --json only the answer may reach stdout."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def answers(command: Callable[..., Answer]) -> Callable[..., None]:
+    """Adds `--json`: the last line on stdout is then one object, and all else goes to stderr."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line of stdout.")
+    @functools.wraps(command)
+    def run(*args: Any, as_json: bool, **options: Any) -> None:
+        with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+            value, text = command(*args, **options)
+        click.echo(json.dumps(value) if as_json else text)
+
+    return run
+
+
+def takes_workflow(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `[WORKFLOW] [--profile P] [--set key=value]...` and hands the loaded workflow on."""
+
+    @click.argument("path", metavar="[WORKFLOW]", default="workflow.yaml")
+    @click.option("--profile", metavar="P", help="Use the values of this profile.")
+    @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one value.")
+    @functools.wraps(command)
+    def run(path: str, profile: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
+        from pipelines.workflow import load
+
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # stages of one's own; last, so that they hide nothing
+        return command(load(path, profile, overrides), **options)
+
+    return run
+
+
+@click.group(
+    cls=_Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: pv3d run --profile demo",
+)
+@click.version_option(package_name="pv3d-pipeline", prog_name="pv3d")
+def main() -> None:
+    """From lists of talking-head videos to a trained, evaluated and registered PV3D model."""
+    logging.basicConfig(
+        level=os.environ.get("PV3D_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+@main.command(epilog="Example: pv3d run --profile demo --set train.steps=48 --until crop")
+@takes_workflow
+@click.option("--until", metavar="STAGE", help="Stop after this stage, or after train, evaluate or register.")
+@click.option("--dry-run", is_flag=True, help="Print what is done and what is to do; do nothing.")
+@click.option("--ray-address", metavar="A", help="Join this Ray cluster instead of starting one here.")
+@click.option("--in-process", is_flag=True, help="Run the data stages in this process, for debugging.")
+@answers
+def run(workflow: Any, until: str | None, dry_run: bool, ray_address: str | None, in_process: bool) -> Answer:
+    """Do the whole run, or the part of it that is not done yet."""
+    from pipelines.run import describe_plan, run_workflow
+
+    if dry_run:
+        return describe_plan(workflow, until=until)
+    return run_workflow(workflow, until=until, ray_address=ray_address, in_process=in_process)
+
+
+@main.command(epilog="Example: pv3d describe --profile demo")
+@takes_workflow
+@answers
+def describe(workflow: Any) -> Answer:
+    """Show the stages, what each reads, writes and needs, and every setting."""
+    from pipelines.describe import describe_workflow
+
+    return describe_workflow(workflow)
+
+
+@main.command(epilog="Example: pv3d status --profile demo --json")
+@takes_workflow
+@answers
+def status(workflow: Any) -> Answer:
+    """Count ok, rejected, failed and to-do units per stage, and list where every clip ended."""
+    from pipelines.status import workflow_status
+
+    return workflow_status(workflow)
+
+
+@main.command(epilog="Example: pv3d report --profile demo")
+@takes_workflow
+@answers
+def report(workflow: Any) -> Answer:
+    """Write the HTML report of what is in the store now."""
+    from pipelines.report import report as write_report
+
+    path = str(write_report(workflow))
+    return {"report": path}, f"report  {path}"
+
+
+@main.command(epilog="Example: pv3d generate models:/pv3d@candidate --seeds 0-3 --frames 16 --out samples")
+@click.argument("model", metavar="MODEL")
+@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Such as 0-3 or 1,5,9.")
+@click.option("--frames", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--yaw", default=0.0, show_default=True, help="Degrees that the camera swings to either side.")
+@click.option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
+              default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.")  # fmt: skip
+@answers
+def generate(model: str, seeds: str, frames: int, out: Path, yaw: float, tracking: str) -> Answer:
+    """Load a registered model and write one mp4 per seed."""
+    from pipelines.generate import generate as write_videos
+
+    files = write_videos(model, seeds=_seeds(seeds), frames=frames, out=out, yaw_deg=yaw, tracking=tracking)
+    names = [str(path) for path in files]
+    return {"files": names}, "\n".join(names)
+
+
+def _seeds(text: str) -> list[int]:
+    """"0-3,7" -> [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--seeds {text}: {part!r} is no seed; write 0-3 or 1,5,9")
+        seeds.extend(range(int(first), int(last or first) + 1))
+    if not seeds:
+        raise ValueError(f"--seeds {text}: holds no seed; write 0-3 or 1,5,9")
+    return seeds
+
+
+@main.group(epilog="Example: pv3d weights list")
+def weights() -> None:
+    """Weight files that metrics and backends use: where from, under which licence, which sha256."""
+
+
+@weights.command("list", epilog="Example: pv3d weights list --json")
+@answers
+def weights_list() -> Answer:
+    """Show every weight file: present or missing, source, licence, sha256."""
+    from pipelines.weights import table
+
+    return table()
+
+
+@weights.command("fetch", epilog="Example: pv3d weights fetch i3d --sha256 <64 hex digits>")
+@click.argument("name")
+@click.option("--sha256", metavar="HEX", help="The checksum to insist on; needed where the table pins none.")
+@answers
+def weights_fetch(name: str, sha256: str | None) -> Answer:
+    """Download one weight file into the cache and check it."""
+    from pipelines.weights import fetch
+
+    return fetch(name, sha256)
+
+
+@weights.command("verify", epilog="Example: pv3d weights verify")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@answers
+def weights_verify(names: tuple[str, ...]) -> Answer:
+    """Check the sha256 of the weight files that are present."""
+    from pipelines.weights import verify
+
+    return verify(names)
+
+
+@main.command(
+    epilog="Example: pv3d bench cameras --json",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("name", metavar="NAME")
+@click.option("--data", metavar="DIR", help="Folder of real files; its weights/ is searched first.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[--OPTION VALUE]...")
+@answers
+def bench(name: str, data: str | None, options: tuple[str, ...]) -> Answer:
+    """Measure something on this machine, now. Without a known NAME it lists the benches."""
+    from pipelines.bench import run_bench
+
+    return run_bench(name, data, options)

@@ -1,0 +1,102 @@
+"""The settings of `workflow.yaml` that belong to no stage. Closed and typed; defaults live here only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Closed(BaseModel):
+    """No unknown key, no silent conversion, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class S3Settings(Closed):
+    """What `s3://` needs beyond the usual AWS variables and files, which hold the credentials."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    profile: str | None = None
+
+
+class StorageSettings(Closed):
+    root: str
+    """A folder, or s3://bucket/prefix. Relative folders count from the folder the command runs in."""
+    tracking: str = "sqlite:///runs/mlflow.db"
+    """MLflow's tracking URI."""
+    s3: S3Settings = S3Settings()
+
+
+class Workers(Closed):
+    """Bounds of a stage's pool. A pool grows on demand and shrinks when idle."""
+
+    min: int = Field(default=0, ge=0)
+    max: int | None = Field(default=None, ge=1)
+    """None: as many as the cluster has room for."""
+
+
+class ResourceSettings(Closed):
+    """What differs from the stage's own `resources`."""
+
+    cpus: float | None = Field(default=None, ge=0)
+    gpus: float | None = Field(default=None, ge=0)
+    custom: dict[str, float] | None = None
+
+
+class StepSettings(Closed):
+    """The keys of an entry under `stages` that are not the stage's own settings."""
+
+    use: str
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    resources: ResourceSettings = ResourceSettings()
+    workers: Workers = Workers()
+    timeout_s: float = Field(default=3600.0, gt=0)
+    """A unit that takes longer is retried once alone and then failed as timed out."""
+
+
+class TrainSettings(Closed):
+    variant: str
+    """Import path of a function that returns a `model.config.Variant`."""
+    workers: int = Field(default=2, ge=1)
+    steps: int = Field(default=300_000, ge=1)
+    """Updates in all; a second run goes on to this count."""
+    batch: int | None = Field(default=None, ge=1)
+    """Videos per update over all workers; null takes the variant's."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO: 0, 1 or 2."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: int = Field(default=1000, ge=1)
+    sample_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    seed: int = 0
+    experiment: str = "pv3d"
+    """Name of the MLflow experiment."""
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _zero_stage(cls, value: int) -> int:
+        if value == 3:
+            raise ValueError(
+                "3 splits the weights themselves, and R1 differentiates twice through them; use 0, 1 or 2"
+            )
+        if value not in (0, 1, 2):
+            raise ValueError("should be 0, 1 or 2")
+        return value
+
+
+class EvaluateSettings(Closed):
+    metrics: tuple[str, ...] = ()
+    """Import paths of metric modules."""
+    clips: int = Field(default=1000, ge=1)
+    """Generated videos to measure on."""
+    frames: int = Field(default=16, ge=2)
+    seed: int = 0
+
+
+class RegisterSettings(Closed):
+    name: str = Field(default="pv3d", pattern=r"^[^/:]+$")
+    alias: str = Field(default="candidate", pattern=r"^[A-Za-z0-9_-]+$")

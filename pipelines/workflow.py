@@ -1,0 +1,265 @@
+"""Read `workflow.yaml`: build the source and the stages, and refuse every mistake before any work.
+
+A mistake is a `WorkflowError` of one line: place, dotted name, what is wrong, what would be right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.storage import Storage, open_storage
+from pipelines.construct import T, construct, import_path, settings_of, validate
+from pipelines.document import SECTIONS, Value, WorkflowError, did_you_mean, parse
+from pipelines.overlay import Overlay, override_change, profile_changes
+from pipelines.settings import (
+    EvaluateSettings,
+    RegisterSettings,
+    StepSettings,
+    StorageSettings,
+    TrainSettings,
+    Workers,
+)
+from stages.base import GroupStage, Resources, Source, Stage
+from stages.clip import Clip
+
+__all__ = ["Step", "Workflow", "WorkflowError", "load"]
+
+LISTED = ("id", "source", "video", "fingerprint", "dataset", "licence", "listed")  # what every source writes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry under `stages`: the built stage and how it is run."""
+
+    name: str
+    use: str
+    stage: Stage | GroupStage
+    resources: Resources
+    workers: Workers
+    timeout_s: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The stage's own settings, JSON values."""
+        return settings_of(self.stage)
+
+    @property
+    def key(self) -> str:
+        """sha256 (hex) of what decides the output of the stage: class, version and settings."""
+        cls = type(self.stage)
+        identity = [f"{cls.__module__}:{cls.__qualname__}", cls.version, self.settings]
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A whole run, as read: everything is built and checked, nothing has been done."""
+
+    path: str
+    profile: str | None
+    overrides: tuple[str, ...]
+    storage: StorageSettings
+    source: Source
+    steps: tuple[Step, ...]
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    register: RegisterSettings
+    source_use: str = ""
+
+    @property
+    def stages(self) -> list[Stage | GroupStage]:
+        return [step.stage for step in self.steps]
+
+    def store(self) -> Storage:
+        """Open the storage. Raises StorageError."""
+        return open_storage(self.storage.root, **self.storage.s3.model_dump())
+
+
+def load(path: str | Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Workflow:
+    """Read, overlay and check a workflow. Raises WorkflowError, one line with the place."""
+    name = str(path)
+    root = parse(_read(Path(path), name), name)
+    if not isinstance(root.data, dict):
+        raise root.error(f"a workflow is a mapping with the keys {', '.join(SECTIONS)}")
+    for key, value in root.data.items():
+        if key not in SECTIONS:
+            raise value.key_error(f"{key}: unknown key{did_you_mean(key, SECTIONS)}")
+    for key in ("storage", "source", "stages", "train"):
+        if key not in root.data:
+            raise WorkflowError(f"{name}: {key}: missing; add the section")
+    overlay = Overlay(root)
+    if profile is not None:
+        overlay.apply(profile_changes(root, profile, name))
+    overlay.apply([override_change(text) for text in overrides])
+    return _Builder(root, name).build(profile, tuple(overrides))
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise WorkflowError(f"{name}: no such file; give the path of a workflow") from None
+    except UnicodeDecodeError:
+        raise WorkflowError(f"{name}: not UTF-8 text; give the path of a workflow") from None
+    except OSError as error:
+        raise WorkflowError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+class _Builder:
+    """Turns the tree into a `Workflow`."""
+
+    def __init__(self, root: Value, name: str) -> None:
+        self.root = root
+        self.name = name
+
+    def build(self, profile: str | None, overrides: tuple[str, ...]) -> Workflow:
+        storage = self._section("storage", StorageSettings)
+        source_use, source = self._source()
+        steps = self._steps()
+        self._check_chain(source, steps)
+        train = self._section("train", TrainSettings)
+        evaluate = self._section("evaluate", EvaluateSettings)
+        self._check_train(train, steps)
+        self._check_metrics(evaluate)
+        return Workflow(
+            path=self.name,
+            profile=profile,
+            overrides=overrides,
+            storage=storage.model_copy(
+                update={"root": _absolute(storage.root), "tracking": _absolute_uri(storage.tracking)}
+            ),
+            source=source,
+            source_use=source_use,
+            steps=tuple(steps),
+            train=train,
+            evaluate=evaluate,
+            register=self._section("register", RegisterSettings),
+        )
+
+    def _section(self, key: str, model: type[T]) -> T:
+        value = self.root.data.get(key, Value({}, self.name, self.name))
+        if value.data is None:
+            value = Value({}, value.place, value.key_place)
+        return validate(model, value, key)
+
+    def _source(self) -> tuple[str, Source]:
+        entry = self.root.data["source"]
+        cls = self._class(entry, "source", (Source,), "a source")
+        own = {key: value for key, value in entry.data.items() if key != "use"}
+        return entry.data["use"].data, construct(cls, Value(own, entry.place, entry.key_place), "source")
+
+    def _class(self, entry: Value, dotted: str, bases: tuple[type, ...], what: str) -> type:
+        if not isinstance(entry.data, dict) or "use" not in entry.data:
+            raise entry.error(f"{dotted}: name {what} with 'use: package.module:Name'")
+        use = entry.data["use"]
+        cls = import_path(use, f"{dotted}.use")
+        if not (isinstance(cls, type) and issubclass(cls, bases) and dataclasses.is_dataclass(cls)):
+            names = " or ".join(base.__name__ for base in bases)
+            raise use.error(f"{dotted}.use: {use.data} is not {what} (a dataclass and a {names})")
+        return cls
+
+    def _steps(self) -> list[Step]:
+        stages = self.root.data["stages"]
+        if not isinstance(stages.data, list) or not stages.data:
+            raise stages.error("stages: must be a list of '- use: package.module:Name' entries")
+        steps: list[Step] = []
+        for number, entry in enumerate(stages.data):
+            cls = self._class(entry, f"stages[{number}]", (Stage, GroupStage), "a stage")
+            step = self._step(entry, cls)
+            if any(step.name == other.name for other in steps):
+                raise entry.error(
+                    f"stages.{step.name}: a second stage of this name; give one of them a 'name:'"
+                )
+            steps.append(step)
+        return steps
+
+    def _step(self, entry: Value, cls: type) -> Step:
+        common = set(StepSettings.model_fields)
+        mine = {key: value for key, value in entry.data.items() if key in common}
+        own = {key: value for key, value in entry.data.items() if key not in common}
+        name = entry.data["name"].data if "name" in entry.data else getattr(cls, "name", "")
+        dotted = f"stages.{name}"
+        chosen = validate(StepSettings, Value(mine, entry.place, entry.key_place), dotted)
+        if not name:
+            raise entry.error(f"{chosen.use} has no name; set the class variable 'name'")
+        stage = construct(cls, Value(own, entry.place, entry.key_place), dotted, known_elsewhere=common)
+        changed = {key: value for key, value in chosen.resources.model_dump().items() if value is not None}
+        resources = dataclasses.replace(stage.resources, **changed)
+        most, least = chosen.workers.max, chosen.workers.min
+        if most is not None and most < least:
+            place = entry.at(["workers", "max"]).place
+            raise WorkflowError(f"{place}: {dotted}.workers: max {most} is below min {least}; raise max")
+        return Step(name, chosen.use, stage, resources, chosen.workers, chosen.timeout_s)
+
+    def _check_chain(self, source: Source, steps: list[Step]) -> None:
+        clip_fields = {f.name for f in dataclasses.fields(Clip)}
+        written = {*LISTED, *getattr(source, "writes", ())}
+        for number, step in enumerate(steps):
+            entry = self.root.data["stages"].data[number]
+            for name in (*step.stage.reads, *step.stage.writes):
+                if name not in clip_fields and not name.startswith("extra."):
+                    hint = did_you_mean(name, clip_fields)
+                    raise entry.error(f"stages.{step.name}: a clip has no field {name!r}{hint}")
+            for name in step.stage.reads:
+                if name not in written:
+                    cure = _missing_field(name, step, steps)
+                    raise entry.error(
+                        f"stages.{step.name}: reads {name!r}, which nothing before it writes; {cure}"
+                    )
+            written.update(step.stage.writes)
+
+    def _check_train(self, train: TrainSettings, steps: list[Step]) -> None:
+        place = self.root.data["train"].at(["variant"])
+        make = import_path(Value(train.variant, place.place), "train.variant")
+        variant = make() if callable(make) else None
+        resolution = getattr(getattr(variant, "model", None), "img_resolution", None)
+        if resolution is None:
+            raise place.error(f"train.variant: {train.variant} does not return a model.config.Variant")
+        for number, step in enumerate(steps):
+            size = getattr(step.stage, "size", None)
+            if "crop_size" in step.stage.writes and size is not None and size != resolution:
+                at = self.root.data["stages"].data[number].at(["size"]).place
+                raise WorkflowError(
+                    f"{at}: stages.{step.name}.size: {size} px, but {train.variant} makes {resolution} px; "
+                    f"set stages.{step.name}.size={resolution} or another train.variant"
+                )
+
+    def _check_metrics(self, evaluate: EvaluateSettings) -> None:
+        section = self.root.data.get("evaluate", self.root)
+        for number, path in enumerate(evaluate.metrics):
+            at = section.at(["metrics", number])
+            try:
+                found = importlib.util.find_spec(path)
+            except (ModuleNotFoundError, ValueError):
+                found = None
+            if found is None:
+                raise at.error(f"evaluate.metrics: no module {path!r}; check the spelling")
+
+
+def _missing_field(name: str, step: Step, steps: list[Step]) -> str:
+    for other in steps:
+        if name in other.stage.writes:
+            return f"{other.name!r} does: put it before {step.name!r}"
+    close = difflib.get_close_matches(name, [w for other in steps for w in other.stage.writes], n=1)
+    return f"did it mean {close[0]!r}?" if close else "add a stage that writes it"
+
+
+def _absolute(root: str) -> str:
+    return root if "://" in root else str(Path(root).expanduser().absolute())
+
+
+def _absolute_uri(uri: str) -> str:
+    """Workers run in other folders, so a relative SQLite file is made absolute."""
+    scheme, slashes, path = uri.partition(":///")
+    if scheme == "sqlite" and slashes and not path.startswith("/") and path:
+        return f"sqlite:///{Path(path).absolute()}"
+    return uri
