@@ -1,0 +1,49 @@
+"""Low-pass the landmarks over time (PV3D, appendix A.3). A clip is one shot: nothing leaks over a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stages.base import Stage
+from stages.clip import Clip
+
+
+def low_pass(values: ArrayLike, sigma_s: float, fps: float) -> NDArray[np.float64]:
+    """Gaussian filter along the first axis, [T, ...] at `fps`; ends are reflected. 0 s changes nothing."""
+    from scipy.ndimage import gaussian_filter1d
+
+    series = np.asarray(values, np.float64)
+    if sigma_s == 0:
+        return series.copy()
+    filtered: NDArray[np.float64] = gaussian_filter1d(series, sigma_s * fps, axis=0, mode="reflect")
+    return filtered
+
+
+def check_not_negative(**settings: float) -> None:
+    """Raise ValueError, naming the setting, unless every one is 0 or more."""
+    for name, value in settings.items():
+        if not value >= 0:
+            raise ValueError(f"{name}: {value} is not allowed; give 0 or more")
+
+
+@dataclass
+class SmoothLandmarks(Stage):
+    """Gaussian over time on each coordinate. Neither PV3D nor what it follows publishes a width."""
+
+    sigma_s: float = 0.04                    # s: one frame at 25 frames per second
+
+    name: ClassVar[str] = "SmoothLandmarks"
+    reads: ClassVar[tuple[str, ...]] = ("landmarks", "fps")
+    writes: ClassVar[tuple[str, ...]] = ("smooth_landmarks",)
+
+    def __post_init__(self) -> None:
+        check_not_negative(sigma_s=self.sigma_s)
+
+    def process(self, clip: Clip) -> Iterator[Clip]:
+        landmarks = low_pass(clip.need("landmarks"), self.sigma_s, clip.fps)
+        yield clip.copy(smooth_landmarks=landmarks.astype(np.float32))
