@@ -1,0 +1,174 @@
+"""Hand a trained model over: one version in the MLflow registry that carries its weights, its code and its
+evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.generator import Generator
+
+log = logging.getLogger(__name__)
+
+CODE_FILE = Path(__file__).with_name("pyfunc_model.py")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model."""
+
+    name: str
+    version: int
+    alias: str
+    created: bool
+    """False when this checkpoint had been registered before."""
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def register_generator(
+    generator: Generator, *, name: str, alias: str, run_id: str, checkpoint: str, tags: dict[str, str]
+) -> Version:
+    """Log `generator` into the MLflow run and give its new version `alias` and `tags`.
+
+    A checkpoint is registered once: when a version with the same weights, code and `checkpoint` exists, that
+    one gets the alias. The tracking URI is that of the process.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    identity = {"checkpoint": checkpoint, "weights": _weights_hash(generator), "code": code_version()}
+    for old in client.search_model_versions(f"name = '{name}'"):
+        if all(old.tags.get(key) == value for key, value in identity.items()):
+            return _point(client, Version(name, int(old.version), alias, created=False), tags)
+    with tempfile.TemporaryDirectory(prefix="pv3d-register-") as folder:
+        number = _log(generator, Path(folder), name=name, run_id=run_id, tags={**identity, **tags})
+    for key, value in identity.items():
+        client.set_model_version_tag(name, str(number), key, value)
+    return _point(client, Version(name, number, alias, created=True), tags)
+
+
+def _point(client: Any, version: Version, tags: dict[str, str]) -> Version:
+    """Tags first: whoever follows the alias finds a described version."""
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+    client.set_registered_model_alias(version.name, version.alias, str(version.version))
+    log.info("registered %s version %d as %s", version.name, version.version, version.alias)
+    return version
+
+
+def _log(generator: Generator, folder: Path, *, name: str, run_id: str, tags: dict[str, str]) -> int:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array
+    from numpy import dtype
+    from safetensors.torch import save_file
+
+    from model.config import to_dict
+
+    package = copy_code(folder)
+    save_file(
+        {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()},
+        folder / "generator.safetensors",
+    )
+    card = {"package": package.name, "model": to_dict(generator.config), "tags": tags}
+    (folder / "config.json").write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
+    side = generator.config.img_resolution
+    signature = ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.long, "seed"),
+                ColSpec(DataType.double, "time", required=False),
+                ColSpec(DataType.double, "yaw_deg", required=False),
+                ColSpec(DataType.double, "pitch_deg", required=False),
+                ColSpec(Array(DataType.double), "camera", required=False),
+            ]
+        ),
+        outputs=Schema([TensorSpec(dtype("uint8"), (-1, side, side, 3))]),
+        params=ParamSchema(
+            [
+                ParamSpec("psi", DataType.double, 1.0),
+                ParamSpec("mapping", DataType.string, "first"),
+            ]
+        ),
+    )
+    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(CODE_FILE),
+            code_paths=[str(package)],
+            artifacts={
+                "weights": str(folder / "generator.safetensors"),
+                "config": str(folder / "config.json"),
+            },
+            signature=signature,
+            input_example=_input_example(),
+            pip_requirements=requirements(),
+            registered_model_name=name,
+        )
+    return int(info.registered_model_version)
+
+
+def _input_example() -> Any:
+    import pandas
+
+    return pandas.DataFrame({"seed": [0, 0], "time": [0.0, 1.0], "yaw_deg": [0.0, 20.0]})
+
+
+def copy_code(folder: Path) -> Path:
+    """Copy `model/` into `folder` under a name that holds its hash, its own imports renamed. Returns its
+    path.
+
+    Two versions of the code can then be loaded in one process, and no other `model` is ever imported.
+    """
+    package = folder / f"pv3d_model_{code_version().rpartition('+')[2]}"
+    package.mkdir()
+    for path in _code_files():
+        text = path.read_text(encoding="utf-8")
+        renamed = re.sub(
+            r"^(\s*)(from|import) model(?=[.\s])", rf"\1\2 {package.name}", text, flags=re.MULTILINE
+        )
+        (package / path.name).write_text(renamed, encoding="utf-8")
+    shutil.copy(Path(__file__).parents[1] / "LICENSE", package / "LICENSE")
+    return package
+
+
+def code_version() -> str:
+    """Version of the distribution and the first 12 digits of the hash of `model/`, such as
+    0.1.0+1a2b3c4d5e6f."""
+    sha = hashlib.sha256()
+    for path in [*_code_files(), CODE_FILE]:
+        sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{importlib.metadata.version('pv3d-pipeline')}+{sha.hexdigest()[:12]}"
+
+
+def _code_files() -> list[Path]:
+    import model
+
+    return sorted(Path(str(model.__file__)).parent.glob("*.py"))
+
+
+def requirements() -> list[str]:
+    """What a clean environment needs to load the version, as installed here, without local version labels."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def _weights_hash(generator: Generator) -> str:
+    sha = hashlib.sha256()
+    for key, value in sorted(generator.state_dict().items()):
+        sha.update(f"{key}|{tuple(value.shape)}|".encode())
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,172 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+mlflow = pytest.importorskip("mlflow")
+torch = pytest.importorskip("torch")
+
+from mlflow import MlflowClient  # noqa: E402
+
+from model.camera import orbit  # noqa: E402
+from model.clips import render_clip, to_uint8  # noqa: E402
+from model.config import tiny  # noqa: E402
+from model.generator import Generator  # noqa: E402
+from pipelines.register import Version, code_version, copy_code, register_generator  # noqa: E402
+
+CHECKPOINT = "train/checkpoints/00000024"
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(tiny().model).eval()
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(
+        experiment_id=mlflow.create_experiment("t", artifact_location=str(folder / "artifacts"))
+    )
+    yield uri
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def run_id(tracking: str) -> str:
+    with mlflow.start_run() as run:
+        return run.info.run_id
+
+
+def register(generator: Generator, run_id: str, **changes: str) -> Version:
+    options = {"name": "faces", "alias": "candidate", "checkpoint": CHECKPOINT} | changes
+    return register_generator(
+        generator, run_id=run_id, tags={"data": "abc", "licences": "CC0-1.0"}, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def version(generator: Generator, run_id: str) -> Version:
+    return register(generator, run_id)
+
+
+def test_a_registered_version_has_alias_tags_and_signature(version: Version, run_id: str) -> None:
+    found = MlflowClient().get_model_version_by_alias("faces", "candidate")
+    assert (int(found.version), found.run_id) == (version.version, run_id)
+    assert found.tags["data"] == "abc"
+    assert found.tags["code"] == code_version()
+    assert found.tags["checkpoint"] == CHECKPOINT
+    info = mlflow.models.get_model_info(version.uri)
+    assert {column.name for column in info.signature.inputs} == {
+        "seed",
+        "time",
+        "yaw_deg",
+        "pitch_deg",
+        "camera",
+    }
+    assert {param.name for param in info.signature.params} == {"psi", "mapping"}
+
+
+def test_the_same_checkpoint_is_registered_once(version: Version, generator: Generator, run_id: str) -> None:
+    again = register(generator, run_id)
+    assert (again.version, again.created) == (version.version, False)
+    assert len(MlflowClient().search_model_versions("name = 'faces'")) == 1
+
+
+def test_another_checkpoint_becomes_a_new_version_with_the_alias(version: Version, run_id: str) -> None:
+    torch.manual_seed(1)
+    other = register(Generator(tiny().model).eval(), run_id, name="moved", checkpoint="train/checkpoints/1")
+    third = register(Generator(tiny().model).eval(), run_id, name="moved", checkpoint="train/checkpoints/2")
+    assert (other.version, third.version, third.created) == (1, 2, True)
+    assert int(MlflowClient().get_model_version_by_alias("moved", "candidate").version) == 2
+
+
+def test_predictions_are_the_generators_own_pixels(version: Version, generator: Generator) -> None:
+    loaded = mlflow.pyfunc.load_model("models:/faces@candidate")
+    rows = {"seed": [5, 2, 5], "time": [0.0, 0.0, 1.0], "yaw_deg": [10.0, 0.0, 10.0]}
+    import pandas
+
+    frames = loaded.predict(pandas.DataFrame(rows), params={"psi": 0.7})
+    cameras = np.stack([orbit(10.0).encode()] * 2)
+    parts = render_clip(generator, 5, cameras, np.array([0, 1], np.float32), psi=0.7)
+    expected = np.concatenate([to_uint8(part.image[0]) for part in parts])
+    np.testing.assert_array_equal(frames[[0, 2]], expected)
+    assert frames.shape == (3, 64, 64, 3)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="seed"):
+        loaded.predict(pandas.DataFrame({"time": [0.0]}))
+
+
+def test_a_camera_may_be_given_as_its_25_numbers(version: Version) -> None:
+    import pandas
+
+    loaded = mlflow.pyfunc.load_model(version.uri)
+    by_angle = loaded.predict(pandas.DataFrame({"seed": [1], "yaw_deg": [15.0]}))
+    camera = [float(x) for x in orbit(15.0).encode()]
+    np.testing.assert_array_equal(
+        loaded.predict(pandas.DataFrame({"seed": [1], "camera": [camera]})), by_angle
+    )
+    front = loaded.predict(pandas.DataFrame({"seed": [1], "yaw_deg": [15.0]}), params={"mapping": "front"})
+    assert (front != by_angle).any()
+
+
+@pytest.mark.slow
+def test_a_version_loads_without_this_project_beside_another_model_py(
+    version: Version, tracking: str, tmp_path: Path
+) -> None:
+    """A process that cannot import the project, in a folder with a `model.py` that would break everything."""
+    Path(tmp_path, "model.py").write_text("raise ImportError('the wrong model')\n")
+    script = """
+import importlib.abc, json, sys
+sys.path[:] = ['.', *[p for p in sys.path if 'pv3d' not in p]]
+ours = ('pipelines', 'stages', 'infra', 'ray', 'deepspeed')
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ours:
+            raise ImportError(f'{name} must not be needed')
+sys.meta_path.insert(0, Refuse())
+import mlflow, pandas
+loaded = mlflow.pyfunc.load_model(sys.argv[1])
+frames = loaded.predict(pandas.DataFrame({'seed': [3, 3], 'time': [0.0, 1.0]}))
+print(json.dumps([list(frames.shape), int(frames.sum())]))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "MLFLOW_TRACKING_URI": tracking
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, version.uri],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    shape, total = json.loads(done.stdout.strip().splitlines()[-1])
+    import pandas
+
+    here = mlflow.pyfunc.load_model(version.uri).predict(
+        pandas.DataFrame({"seed": [3, 3], "time": [0.0, 1.0]})
+    )
+    assert (shape, total) == (list(here.shape), int(here.sum()))
+
+
+def test_the_copied_code_imports_nothing_by_the_projects_names(tmp_path: Path) -> None:
+    package = copy_code(tmp_path)
+    assert package.name.startswith("pv3d_model_")
+    for path in package.glob("*.py"):
+        lines = path.read_text().splitlines()
+        bad = [
+            line
+            for line in lines
+            if line.strip().startswith(("from model", "import model", "from stages", "from infra"))
+        ]
+        assert not bad, f"{path.name}: {bad}"
