@@ -147,6 +147,11 @@ class ImageDiscriminator(Discriminator):
     def __init__(self, config: ModelConfig) -> None:
         d = config.discriminator
         super().__init__(6, CAMERA_DIM, d.minibatch_group_image, resolution=config.img_resolution, config=d)
+        self.frame_order = d.frame_order
+
+    def flatten(self, frames: Tensor) -> Tensor:
+        """[B, T, ...] -> [N, ...] in the config's order, which decides the minibatch-std groups."""
+        return (frames.transpose(0, 1) if self.frame_order == "time_major" else frames).flatten(0, 1)
 
     def forward(self, image: Tensor, image_raw: Tensor, cameras: Tensor) -> Tensor:
         """image [N, 3, H, H], image_raw [N, 3, R, R], cameras [N, 25] -> logits [N, 1]"""

@@ -1,0 +1,137 @@
+"""The same operators written the plain way: what tests compare the fast ones with, and what `bench` measures against.
+
+Scale activations -> `conv2d` -> demodulate; zeros inserted, then a 4 x 4 FIR; bias, activation, gain and clamp one by
+one; PyTorch's own double backward. `installed()` puts these into the networks for the time of a `with`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import ops
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor,
+    *,
+    up: Sequence[int] = (1, 1),
+    down: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Insert zeros after each pixel, pad or crop [x0, x1, y0, y1], convolve (correlate if flipped), keep every down-th.
+
+    x [N, C, H, W], f [h, w]; up and down are (x, y).
+    """
+    n, c, h, w = x.shape
+    (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
+    x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, ux - 1, 0, 0, 0, uy - 1)).reshape(n, c, h * uy, w * ux)
+    x = F.pad(x, (max(x0, 0), max(x1, 0), max(y0, 0), max(y1, 0)))
+    x = x[:, :, max(-y0, 0) : x.shape[2] - max(-y1, 0), max(-x0, 0) : x.shape[3] - max(-x1, 0)]
+    kernel = (f if flip_filter else f.flip((0, 1))).to(x) * gain
+    return F.conv2d(x, kernel.expand(c, 1, *kernel.shape), groups=c)[:, :, ::dy, ::dx]
+
+
+def conv2d_resample(
+    x: Tensor, w: Tensor, f: Tensor, *, up: int = 1, down: int = 1, padding: int = 0, flip_weight: bool = True
+) -> Tensor:
+    """Convolution with up- or down-sampling by `f`. `flip_weight` False is a true convolution (kernel flipped)."""
+    taps, size = f.shape[-1], w.shape[-1]
+    w = w if flip_weight else w.flip((2, 3))
+    if up > 1:  # the convolution is valid on the FIR's output, which is larger by the kernel's reach
+        low, high = (taps + up - 1) // 2 + padding, (taps - up) // 2 + padding
+        x = upfirdn2d(x, f, up=(up, up), padding=(low, high, low, high), gain=up**2)
+        return F.conv2d(x, w)
+    if down > 1:
+        low, high = (taps - down + 1) // 2 + padding, (taps - down) // 2 + padding
+        x = upfirdn2d(x, f, padding=(low, high, low, high))
+        return F.conv2d(x, w, stride=down)
+    return F.conv2d(x, w, padding=padding)
+
+
+def modulated_conv2d(
+    x: Tensor, weight: Tensor, styles: Tensor, *, noise: Tensor | None = None, demodulate: bool = True,
+    resample: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """conv(x s, w) d + noise. `resample` is the convolution (default: same size)."""
+    convolve = resample or (lambda y, w: F.conv2d(y, w, padding=w.shape[-1] // 2))
+    y = convolve(x * styles[:, :, None, None], weight)
+    if demodulate:
+        per_sample = weight[None] * styles[:, None, :, None, None]
+        y = y * (per_sample.square().sum(dim=(2, 3, 4)) + 1e-8).rsqrt()[:, :, None, None]
+    return y if noise is None else y + noise
+
+
+def modulated_layer(
+    x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor | None, bias: Tensor, *, gain: float, clamp: float | None,
+    up: bool, kernel: Tensor,
+) -> Tensor:  # fmt: skip
+    """`fast.modulated_layer`, the plain way."""
+
+    def resample(y: Tensor, w: Tensor) -> Tensor:
+        return conv2d_resample(y, w, kernel, up=2 if up else 1, padding=w.shape[-1] // 2, flip_weight=not up)
+
+    y = modulated_conv2d(x, weight, styles, noise=noise, resample=resample)
+    return ops.bias_act(y, bias, act="lrelu", gain=gain, clamp=clamp)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
+    return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+
+
+def leaky_clamp(x: Tensor, clamp: float | None = None) -> Tensor:
+    y = F.leaky_relu(x, 0.2)
+    return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def fir(x: Tensor, kernel: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    return upfirdn2d(x, kernel, padding=(padding,) * 4, gain=gain)
+
+
+def fir_downsample(x: Tensor, kernel: Tensor) -> Tensor:
+    return upfirdn2d(x, kernel, down=(2, 2), padding=(1, 1, 1, 1))
+
+
+def fir_upsample(x: Tensor, kernel: Tensor) -> Tensor:
+    return upfirdn2d(x, kernel, up=(2, 2), padding=(2, 1, 2, 1), gain=4.0)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The networks run on the operators of this file inside."""
+    with (
+        patch("model.stylegan.modulated_layer", modulated_layer),
+        patch("model.fast.conv2d", conv2d),
+        patch("model.fast.leaky_clamp", leaky_clamp),
+        patch("model.ops.fir", fir),
+        patch("model.ops.fir_downsample", fir_downsample),
+        patch("model.ops.fir_upsample", fir_upsample),
+        patch("model.rendering.composite", composite),
+    ):
+        yield
+
+
+def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False):  # type: ignore[no-untyped-def]
+    """`rendering.composite`, the plain way: sort everything, then march the interval colours."""
+    from model import rendering
+
+    colour = torch.cat(colours, dim=2).float()
+    depths, order = depths.sort(dim=-1)
+    density = density.gather(-1, order)
+    colour = colour.gather(2, order[..., None].expand_as(colour))
+    weights = rendering.interval_weights(density, depths)
+    total = weights.sum(dim=-1)
+    seen = (weights[..., None] * (colour[:, :, 1:] + colour[:, :, :-1]) / 2).sum(dim=2)
+    if white_background:
+        seen = seen + (1 - total)[..., None]
+    depth = ((weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1) / total).nan_to_num(nan=float("inf"))
+    depth = depth.clamp(depths.min(), depths.max())
+    return rendering.Composite(seen, depth, total, weights, depths, density)
