@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.models import no_hints
+
 if TYPE_CHECKING:
     from model.generator import Generator
 
@@ -105,7 +107,7 @@ def _log(generator: Generator, folder: Path, *, name: str, run_id: str, tags: di
             ]
         ),
     )
-    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
+    with no_hints(), mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(CODE_FILE),

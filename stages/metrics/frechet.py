@@ -28,8 +28,8 @@ def statistics(features: NDArray[Any]) -> tuple[Array, Array]:
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
-    The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2): real, and accurate for singular
-    covariances too (fewer samples than features).
+    The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2): real, and accurate for
+    singular covariances too (fewer samples than features).
     """
     if mean_a.shape != mean_b.shape or cov_a.shape != cov_b.shape:
         raise ValueError(

@@ -1,0 +1,130 @@
+"""Open a model by name, wherever it lies: a registered version, or a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.checkpoints import CARD, Checkpoint, open_checkpoint
+from infra.storage import FolderStorage
+
+if TYPE_CHECKING:
+    from model.generator import Generator
+
+REGISTERED = re.compile(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>[0-9]+))")
+WEIGHTS = "ema"
+"""The file of a checkpoint that is shown and evaluated: the running average of the generator."""
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A generator in eval mode, with the code that belongs to it (a registered version brings its own)."""
+
+    name: str
+    generator: Generator
+    clips: Any  # its `model.clips`
+    cameras: Any  # its `model.camera`
+
+
+def open_model(name: str, tracking: str) -> OpenModel:
+    """`models:/NAME@ALIAS`, `models:/NAME/VERSION` (in the registry at `tracking`), or the folder of a
+    checkpoint.
+
+    Raises ValueError of one line: unknown model, alias, version, folder, or a registry that is away.
+    """
+    if name.startswith("models:"):
+        return _registered(name, tracking)
+    folder = Path(name).expanduser()
+    if folder.name == CARD:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"model {name!r}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION "
+            "or the folder of a checkpoint"
+        )
+    return of_checkpoint(open_checkpoint(FolderStorage(folder.resolve().parent), folder.resolve().name), name)
+
+
+def of_checkpoint(checkpoint: Checkpoint, name: str = "") -> OpenModel:
+    """The averaged generator of a checkpoint. Raises ValueError when it is damaged or holds none."""
+    from model import camera, clips
+
+    return OpenModel(name or checkpoint.key, load_generator(checkpoint), clips, camera)
+
+
+def load_generator(checkpoint: Checkpoint) -> Generator:
+    import torch
+
+    from model.config import ModelConfig, from_dict
+    from model.generator import Generator
+
+    generator = Generator(from_dict(ModelConfig, checkpoint.card["model"]))
+    generator.load_state_dict(checkpoint.load(WEIGHTS))
+    return generator.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _registered(name: str, tracking: str) -> OpenModel:
+    import mlflow
+
+    found = REGISTERED.fullmatch(name)
+    if found is None:
+        raise ValueError(f"model {name!r}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    with registry(tracking), no_hints():
+        _check_exists(found, name, tracking)
+        loaded = mlflow.pyfunc.load_model(name).unwrap_python_model()
+    if not hasattr(loaded, "generator") or not hasattr(loaded, "clips"):
+        raise ValueError(f"model {name!r}: was not registered by pv3d; it holds no generator")
+    return OpenModel(name, loaded.generator, loaded.clips, loaded.cameras)
+
+
+@contextlib.contextmanager
+def registry(tracking: str) -> Iterator[None]:
+    """Point MLflow at `tracking` while the context lasts. Raises ValueError for a database that does not
+    exist."""
+    import mlflow
+
+    path = Path(tracking.removeprefix("sqlite:///"))
+    if tracking.startswith("sqlite:///") and not path.is_file():
+        raise ValueError(f"tracking {tracking}: no such database; give the one that the run wrote to")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _check_exists(found: re.Match[str], name: str, tracking: str) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    model, alias, version = found["name"], found["alias"], found["version"]
+    try:
+        versions = client.search_model_versions(f"name = '{model}'")
+        if not versions:
+            raise ValueError(
+                f"model {name!r}: nothing is registered as {model!r} at {tracking}; `pv3d run` registers"
+            )
+        if alias and alias not in client.get_registered_model(model).aliases:
+            known = sorted(client.get_registered_model(model).aliases) or ["none"]
+            raise ValueError(f"model {name!r}: no alias {alias!r}; known aliases: {', '.join(known)}")
+        if version and version not in {str(v.version) for v in versions}:
+            raise ValueError(
+                f"model {name!r}: no version {version}; the latest is {max(int(v.version) for v in versions)}"
+            )
+    except MlflowException as error:
+        raise ValueError(f"tracking {tracking}: the registry does not answer ({error.error_code})") from None
+
+
+@contextlib.contextmanager
+def no_hints() -> Iterator[None]:
+    """MLflow recommends type hints at every load; the version's signature says more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*type hints to the `predict` method.*")
+        yield
