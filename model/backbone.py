@@ -15,7 +15,8 @@ from model.stylegan import MappingNetwork, NoiseMode, SynthesisBlock
 
 
 class SynthesisNetwork(nn.Module):
-    """ws and z_m t -> the 96-channel skip image whose channels are the planes. Blocks are named b4, b8, ..."""
+    """ws and z_m t -> the 96-channel skip image whose channels are the planes. Blocks are named b4, b8,
+    ..."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,7 +28,11 @@ class SynthesisNetwork(nn.Module):
             motion = None
             if k < config.motion.blocks:  # the first K blocks
                 motion = MotionLayer(
-                    channels, z_m_dim=config.z_m_dim, w_dim=config.w_dim, resolution=resolution, config=config.motion
+                    channels,
+                    z_m_dim=config.z_m_dim,
+                    w_dim=config.w_dim,
+                    resolution=resolution,
+                    config=config.motion,
                 )
             block = SynthesisBlock(
                 inputs, channels, plane_channels, w_dim=config.w_dim, resolution=resolution, motion=motion
@@ -43,7 +48,8 @@ class SynthesisNetwork(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> Tensor:  # fmt: skip
         """ws [N, num_ws, W], motion_time = z_m t [N, M] -> [N, plane channels, P, P]"""
-        x = image = None
+        x: Tensor | None = None
+        image: Tensor | None = None
         start = 0
         for block in self.blocks():
             used = ws[:, start : start + block.convolutions + 1]

@@ -1,8 +1,7 @@
 """Cameras: the one file that knows the 25 numbers. numpy only, so a data worker needs no torch.
-
-World: right-handed, +y up, the face at the origin looking along +z; the unit is the radius's (2.7 to the camera).
-Camera: OpenCV, x right, y down, z forward. Intrinsics are divided by the image side (focal 4.2647, centre 0.5).
-The 25 numbers are the 4 x 4 camera-to-world matrix and the 3 x 3 intrinsics, both row by row.
+World: right-handed, +y up, the face at the origin looking along +z; the unit is the radius's (2.7 to the
+camera). Camera: OpenCV, x right, y down, z forward. Intrinsics are divided by the image side (focal 4.2647,
+centre 0.5). The 25 numbers are the 4 x 4 camera-to-world matrix and the 3 x 3 intrinsics, both row by row.
 """
 
 from __future__ import annotations
@@ -65,7 +64,9 @@ def look_at(position: ArrayLike, target: ArrayLike, *, focal: float = FOCAL) -> 
     forward /= length
     right = np.cross(forward, (0.0, 1.0, 0.0))
     if np.linalg.norm(right) < 1e-6:
-        raise ValueError(f"the view {forward.tolist()} is vertical, so 'upright' has no meaning; tilt it a little")
+        raise ValueError(
+            f"the view {forward.tolist()} is vertical, so 'upright' has no meaning; tilt it a little"
+        )
     right /= np.linalg.norm(right)
     down = np.cross(forward, right)
     rotation = np.stack([right, down, forward], axis=-1)
@@ -82,14 +83,14 @@ def orbit(
     focal: float = FOCAL,
 ) -> Camera:
     """The authors' evaluation camera: on a sphere of `radius` about the origin, looking at `target`.
-
-    Yaw turns towards +x. Their sampler maps the vertical v = pi/2 + offset + pitch by phi = arccos(1 - 2 v / pi), so
-    the pitch is not an angle exactly and the default offset is about 1.8 degrees of elevation.
-    """
+    Yaw turns towards +x. Their sampler maps the vertical v = pi/2 + offset + pitch by phi = arccos(1 - 2 v /
+    pi), so the pitch is not an angle exactly and the default offset is about 1.8 degrees of elevation."""
     theta = np.pi / 2 + np.deg2rad(yaw_deg)
     vertical = np.clip(np.pi / 2 + vertical_offset + np.deg2rad(pitch_deg), 1e-5, np.pi - 1e-5)
     phi = np.arccos(1 - 2 * vertical / np.pi)
-    direction = np.array([np.sin(phi) * np.cos(np.pi - theta), np.cos(phi), np.sin(phi) * np.sin(np.pi - theta)])
+    direction = np.array(
+        [np.sin(phi) * np.cos(np.pi - theta), np.cos(phi), np.sin(phi) * np.sin(np.pi - theta)]
+    )
     return look_at(radius * direction, target, focal=focal)
 
 
@@ -109,10 +110,8 @@ def hflip(cameras: ArrayLike) -> NDArray[np.float32]:
 
 def check_cameras(cameras: ArrayLike, *, tolerance: float = 1e-3, radius: float | None = None) -> Array:
     """[..., 25] as float64, or a `ValueError` that names the fault.
-
-    Checks: 25 finite numbers, an orthonormal right-handed rotation, last rows (0, 0, 0, 1) and (0, 0, 1), positive
-    focal lengths and, if `radius` is given, the distance from the origin.
-    """
+    Checks: 25 finite numbers, an orthonormal right-handed rotation, last rows (0, 0, 0, 1) and (0, 0, 1),
+    positive focal lengths and, if `radius` is given, the distance from the origin."""
     c = np.asarray(cameras, dtype=np.float64)
     if c.ndim < 1 or c.shape[-1] != CAMERA_DIM:
         raise ValueError(
@@ -125,18 +124,23 @@ def check_cameras(cameras: ArrayLike, *, tolerance: float = 1e-3, radius: float 
     distance = np.linalg.norm(pose[:, :3, 3], axis=1)
     faults = [
         (~np.isfinite(flat).all(axis=1), "is not finite; recompute it"),
-        (orthonormal > tolerance, f"has no rotation (R R^T is off by more than {tolerance:g}); orthonormalise it"),
-        (np.linalg.det(rotation) < 0, "mirrors space (det R < 0); use OpenCV axes: x right, y down, z forward"),
+        (orthonormal > tolerance, f"has no rotation (R R^T off by over {tolerance:g}); orthonormalise it"),
+        (np.linalg.det(rotation) < 0, "mirrors space (det R < 0); use OpenCV axes: right, down, forward"),
         (np.abs(pose[:, 3] - (0, 0, 0, 1)).max(axis=1, initial=0) > tolerance,
          "has a pose whose last row is not 0 0 0 1; store camera-to-world row by row"),
         (np.abs(k[:, 2] - (0, 0, 1)).max(axis=1, initial=0) > tolerance,
          "has intrinsics whose last row is not 0 0 1; store them row by row"),
-        ((k[:, 0, 0] <= 0) | (k[:, 1, 1] <= 0), "has a focal length that is not positive; divide pixels by the image side"),
+        (np.minimum(k[:, 0, 0], k[:, 1, 1]) <= 0,
+         "has a focal length that is not positive; divide pixels by the image side"),
     ]  # fmt: skip
     if radius is not None:
-        faults.append((np.abs(distance - radius) > tolerance, f"is not at radius {radius:g}; re-normalise its position"))
+        faults.append(
+            (np.abs(distance - radius) > tolerance, f"is not at radius {radius:g}; re-normalise its position")
+        )
     for bad, message in faults:
         if bad.any():
             i = int(np.argmax(bad))
-            raise ValueError(f"camera {i} {message}: {np.array2string(flat[i], precision=4, max_line_width=400)}")
+            raise ValueError(
+                f"camera {i} {message}: {np.array2string(flat[i], precision=4, max_line_width=400)}"
+            )
     return c

@@ -1,5 +1,4 @@
 """From a seed, times and cameras to frames: how everything that shows the model asks for pictures.
-
 A seed names a person and a motion: its latents are drawn on the CPU, so that they are equal on every device.
 A clip is rendered alone and in chunks of fixed size, so that its pixels do not depend on what is rendered
 beside it.
@@ -32,7 +31,6 @@ def latents(config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:
 
 def window_times(config: ModelConfig, frames: int) -> NDArray[np.float32]:
     """[frames] times of consecutive frames from 0 on, as the training window counts them: index / (span - 1).
-
     Raises ValueError when they are more than the window holds.
     """
     span = config.frames_span
@@ -57,7 +55,6 @@ def render_clip(
     chunk: int = CHUNK,
 ) -> Iterator[Frames]:
     """Yield the frames of one clip in order, in chunks: `Frames` with B = 1 and up to `chunk` times.
-
     `cameras` [T, 25] and `times` [T] in [0, 1] are one per frame. The mapping network sees `mapping_camera`
     [25] for all frames; without one it sees what the config says at inference (the first frame's camera, in
     the paper).

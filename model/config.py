@@ -1,5 +1,4 @@
 """Every size, switch and loss weight of PV3D in one typed tree, and the named variants.
-
 A variant is a plain function that returns a `Variant`: `tiny()`, `mid_128()`, `voxceleb_512()`,
 `celebvhq_512()`, `talkinghead_512()` and their 48-frame forms. Nothing else in `model/` holds a size.
 This file needs no torch.
@@ -80,17 +79,20 @@ class DiscriminatorConfig:
     video: bool = True
     """False removes D_vid (Table 3a)."""
     frames: int = 2
-    """n: frames that D_vid sees, with n-1 time differences and n cameras (2 in the paper; patent [0060], [0071])."""
+    """n: frames that D_vid sees, with n-1 time differences and n cameras (2 in the paper; patent [0060],
+    [0071])."""
     video_cameras: bool = True
     """False: D_vid without cameras (Table 2d)."""
     video_time_difference: bool = True
     """False: D_vid without the time-difference planes (Table 2d)."""
     minibatch_group_image: int = 4
     minibatch_group_video: int = 2
-    """Items per minibatch-std group. 2 is what the authors' 2 videos per GPU give, on any number of workers."""
+    """Items per minibatch-std group. 2 is what the authors' 2 videos per GPU give, on any number of
+    workers."""
     frame_order: Literal["time_major", "video_major"] = "time_major"
-    """Order of the frames in D_img's batch. Only the minibatch-std groups depend on it: `time_major` keeps them
-    the same on any number of workers; `video_major` is the official order (equal at 2 videos per worker)."""
+    """Order of the frames in D_img's batch. Only the minibatch-std groups depend on it: `time_major` keeps
+    them the same on any number of workers; `video_major` is the official order (equal at 2 videos per
+    worker)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,9 @@ class ModelConfig:
     c_scale: float = 1.0
     """Multiplies the camera before the mapping network."""
     camera_conditioning: Literal["all", "non", "map", "mapt"] = "mapt"
-    """Which camera the mapping network sees (Table 2c): `mapt` each frame's own in training and one shared by all
-    frames at inference; `map` shared always; `non` own always; `all` shared in mapping and in rendering."""
+    """Which camera the mapping network sees (Table 2c): `mapt` each frame's own in training and one shared by
+    all frames at inference; `map` shared always; `non` own always; `all` shared in mapping and in
+    rendering."""
     generator_camera: bool = True
     """False: the generator's mapping sees no camera (Table 3c)."""
     channel_base: int = 32768
@@ -161,11 +164,13 @@ class ModelConfig:
         _require(self.frames_span >= 2, "frames_span", self.frames_span, "2 frames or more")
         blocks = len(self.block_resolutions)
         _require(0 <= self.motion.blocks <= blocks, "motion.blocks", self.motion.blocks,
-                 f"0 to {blocks}, the number of backbone blocks at plane_resolution {self.plane_resolution}")  # fmt: skip
+                 f"0 to {blocks}, the blocks at plane_resolution {self.plane_resolution}")  # fmt: skip
         _require(self.motion.code == "z_m" or self.z_dim == self.z_m_dim, "motion.code", self.motion.code,
                  f"'z_m', or z_m_dim equal to z_dim {self.z_dim}")  # fmt: skip
         named = not isinstance(self.plane_axes, str) or self.plane_axes in NAMED_PLANE_AXES
-        _require(named, "plane_axes", self.plane_axes, f"one of {sorted(NAMED_PLANE_AXES)} or a list of planes")
+        _require(
+            named, "plane_axes", self.plane_axes, f"one of {sorted(NAMED_PLANE_AXES)} or a list of planes"
+        )
         if not isinstance(self.plane_axes, str):
             _require(len(self.plane_axes) >= 1, "plane_axes", self.plane_axes, "at least one plane")
             for plane in self.plane_axes:
@@ -180,14 +185,29 @@ class ModelConfig:
         _require((r.ray_start is None) == (r.ray_end is None), "rendering.ray_end", r.ray_end,
                  "a number with a numeric ray_start; None with None (limits from the box)")  # fmt: skip
         if r.ray_start is not None and r.ray_end is not None:
-            _require(0 < r.ray_start < r.ray_end, "rendering.ray_end", r.ray_end, f"greater than ray_start {r.ray_start} > 0")
+            _require(
+                0 < r.ray_start < r.ray_end,
+                "rendering.ray_end",
+                r.ray_end,
+                f"greater than ray_start {r.ray_start} > 0",
+            )
         _require(r.box_warp > 0, "rendering.box_warp", r.box_warp, "a positive side length in world units")
-        _require(len(s.channels) == 2 and min(s.channels) >= 1, "superresolution.channels", s.channels, "two widths")
+        _require(
+            len(s.channels) == 2 and min(s.channels) >= 1,
+            "superresolution.channels",
+            s.channels,
+            "two widths",
+        )
         _require(self.img_resolution in (2 * s.input_resolution, 4 * s.input_resolution),
                  "superresolution.input_resolution", s.input_resolution,
-                 f"img_resolution / 2 or / 4, so {self.img_resolution // 2} or {self.img_resolution // 4}")  # fmt: skip
+                 f"img_resolution / 2 or / 4 of {self.img_resolution}")  # fmt: skip
         _require(d.frames >= 2, "discriminator.frames", d.frames, "2 or more")
-        _require(d.frames <= self.frames_span, "discriminator.frames", d.frames, f"at most frames_span {self.frames_span}")
+        _require(
+            d.frames <= self.frames_span,
+            "discriminator.frames",
+            d.frames,
+            f"at most frames_span {self.frames_span}",
+        )
         _require(d.image or d.video, "discriminator.video", d.video, "at least one of image and video True")
         for name in ("minibatch_group_image", "minibatch_group_video", "mapping_layers"):
             _require(getattr(d, name) >= 1, f"discriminator.{name}", getattr(d, name), "1 or more")
@@ -231,12 +251,14 @@ class Recipe:
     fake_time: Literal["continuous", "grid"] = "continuous"
     """Law of the fake times; `grid` rounds to frame index / (span - 1) as real ones are."""
     fake_camera_time: Literal["independent", "matched"] = "independent"
-    """`independent`: cameras of another draw than the times (official); `matched`: those of the same indices."""
+    """`independent`: cameras of another draw than the times (official); `matched`: those of the same
+    indices."""
     flip_fake_cameras: bool = False
 
     def __post_init__(self) -> None:
         positive = ("batch", "updates", "lr_generator", "lr_discriminator", "generator_reg_interval",
-                    "discriminator_reg_interval", "density_points", "videos_per_gpu", "resolution_initial")  # fmt: skip
+                    "discriminator_reg_interval", "density_points", "videos_per_gpu",
+                    "resolution_initial")  # fmt: skip
         for name in positive:
             _require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
         not_negative = ("lambda_img", "lambda_vid", "lambda_reg", "r1_gamma", "density_noise", "blur_sigma",
@@ -244,8 +266,15 @@ class Recipe:
                         "ema_rampup")  # fmt: skip
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(0 <= self.swap_probability <= 1, "swap_probability", self.swap_probability, "between 0 and 1")
-        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
+        _require(
+            0 <= self.swap_probability <= 1, "swap_probability", self.swap_probability, "between 0 and 1"
+        )
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "betas",
+            self.betas,
+            "two numbers in [0, 1)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,15 +289,19 @@ class Variant:
 def tiny() -> Variant:
     """64 x 64 frames for tests, the demo and the viewer: seconds per update on two CPU cores."""
     model = ModelConfig(
-        img_resolution=64, z_dim=64, z_m_dim=64, w_dim=64, channel_base=2048, channel_max=64, plane_resolution=64,
-        plane_features=16, plane_axes="orthogonal", decoder_hidden=32,
+        img_resolution=64, z_dim=64, z_m_dim=64, w_dim=64, channel_base=2048, channel_max=64,
+        plane_resolution=64, plane_features=16, plane_axes="orthogonal", decoder_hidden=32,
         rendering=RenderingConfig(resolution=32, samples_coarse=12, samples_fine=12),
         superresolution=SuperResolutionConfig(input_resolution=32, channels=(32, 16)),
-        discriminator=DiscriminatorConfig(channel_base=1024, channel_max=64, mapping_layers=4, minibatch_group_image=2),
+        discriminator=DiscriminatorConfig(
+            channel_base=1024, channel_max=64, mapping_layers=4, minibatch_group_image=2
+        ),
     )  # fmt: skip
-    recipe = Recipe(batch=4, updates=2000, resolution_initial=32, blur_fade_kvideos=8.0, blur_fade_by="global",
-                    blur_sigma=2.0, swap_fade_kvideos=20.0, lambda_reg=0.25, r1_gamma=1.0, fake_camera_time="matched",
-                    fake_time="grid", flip_fake_cameras=True)  # fmt: skip
+    recipe = Recipe(
+        batch=4, updates=2000, lambda_reg=0.25, r1_gamma=1.0, resolution_initial=32, blur_sigma=2.0,
+        blur_fade_kvideos=8.0, blur_fade_by="global", swap_fade_kvideos=20.0, fake_time="grid",
+        fake_camera_time="matched", flip_fake_cameras=True,
+    )  # fmt: skip
     return Variant(name="tiny", model=model, recipe=recipe)
 
 
@@ -354,7 +387,8 @@ Config = TypeVar("Config", ModelConfig, Recipe, Variant, MotionConfig, Rendering
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """The inverse of `to_dict`. An unknown key, a missing one or a wrong type is a `ValueError` that names it."""
+    """The inverse of `to_dict`. An unknown key, a missing one or a wrong type is a `ValueError` that names
+    it."""
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
@@ -376,7 +410,9 @@ def with_changes(config: Config, changes: dict[str, Any]) -> Config:
         target = values
         for part in path:
             if not isinstance(target.get(part), dict):
-                raise ValueError(f"unknown key {dotted!r} in {type(config).__name__}; {_suggest(part, target)}")
+                raise ValueError(
+                    f"unknown key {dotted!r} in {type(config).__name__}; {_suggest(part, target)}"
+                )
             target = target[part]
         target[last] = value
     return from_dict(type(config), values)

@@ -1,6 +1,5 @@
-"""Image and video discriminators (paper section 3.3, Eq. 3 and 4): StyleGAN2's residual network with the cameras by
-projection. Module names are those of the published checkpoints.
-
+"""Image and video discriminators (paper section 3.3, Eq. 3 and 4): StyleGAN2's residual network with the
+cameras by projection. Module names are those of the published checkpoints.
 Shapes: N frames, B videos, n frames of each, H = W the side of the final image, R of the raw one.
 """
 
@@ -18,12 +17,20 @@ from model.stylegan import FullyConnected, MappingNetwork
 
 
 class Conv2d(nn.Module):
-    """Equalised convolution, optionally FIR-down-sampling; with `activate` bias, leaky ReLU (gain sqrt 2) and clamp."""
+    """Equalised convolution, optionally FIR-down-sampling; with `activate` bias, leaky ReLU (gain sqrt 2) and
+    clamp."""
 
     resample_filter: Tensor
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, *, down: bool = False, activate: bool = True, clamp: float | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        down: bool = False,
+        activate: bool = True,
+        clamp: float | None = None,
     ) -> None:
         super().__init__()
         self.down, self.clamp = down, clamp
@@ -66,7 +73,7 @@ class DiscriminatorBlock(nn.Module):
         """[N, image channels or I, H, W] -> [N, O, H/2, W/2]"""
         if self.fromrgb is not None:
             x = self.fromrgb(x)
-        skip = self.skip(x, gain=0.5**0.5)
+        skip: Tensor = self.skip(x, gain=0.5**0.5)
         x = self.conv1(self.conv0(x), gain=0.5**0.5)
         return skip + x
 
@@ -86,8 +93,9 @@ class DiscriminatorEpilogue(nn.Module):
         x = self.conv(ops.minibatch_std(x.float(), self.group))
         x = self.out(self.fc(x.flatten(1)))
         if cmap is None:
-            return x
-        return (x * cmap).sum(dim=1, keepdim=True) / self.cmap_dim**0.5
+            return cast(Tensor, x)
+        projected: Tensor = (x * cmap).sum(dim=1, keepdim=True) / self.cmap_dim**0.5
+        return projected
 
 
 class Discriminator(nn.Module):
@@ -96,7 +104,13 @@ class Discriminator(nn.Module):
     resample_filter: Tensor
 
     def __init__(
-        self, image_channels: int, camera_dim: int, group: int, *, resolution: int, config: DiscriminatorConfig
+        self,
+        image_channels: int,
+        camera_dim: int,
+        group: int,
+        *,
+        resolution: int,
+        config: DiscriminatorConfig,
     ) -> None:
         super().__init__()
         self.resolution, self.camera_dim = resolution, camera_dim
@@ -118,13 +132,15 @@ class Discriminator(nn.Module):
         cmap_dim = width(4) if camera_dim else 0
         self.b4 = DiscriminatorEpilogue(width(4), cmap_dim=cmap_dim, group=group, clamp=config.conv_clamp)
         if camera_dim:
-            self.mapping = MappingNetwork(z_dim=0, c_dim=camera_dim, w_dim=cmap_dim, layers=config.mapping_layers)
+            self.mapping = MappingNetwork(
+                z_dim=0, c_dim=camera_dim, w_dim=cmap_dim, layers=config.mapping_layers
+            )
         self.compute_dtype = torch.float32
 
     def use_bf16(self) -> Discriminator:
         """Convolutions in bfloat16 and channels_last; the 4 x 4 epilogue stays in fp32."""
         self.compute_dtype = torch.bfloat16
-        return self.to(memory_format=torch.channels_last)
+        return ops.channels_last(self)
 
     def logits(self, x: Tensor, cameras: Tensor) -> Tensor:
         """x [N, channels, H, H], cameras [N, camera_dim] -> [N, 1]"""
@@ -170,10 +186,13 @@ class VideoDiscriminator(Discriminator):
         self.frames, self.with_dt = d.frames, d.video_time_difference
         channels = 3 * d.frames + (d.frames - 1 if d.video_time_difference else 0)
         camera_dim = CAMERA_DIM * d.frames if d.video_cameras else 0
-        super().__init__(channels, camera_dim, d.minibatch_group_video, resolution=config.img_resolution, config=d)
+        super().__init__(
+            channels, camera_dim, d.minibatch_group_video, resolution=config.img_resolution, config=d
+        )
 
     def input(self, video: Tensor, times: Tensor) -> Tensor:
-        """video [B, n, 3, H, H], times [B, n] -> [B, 3n + n - 1, H, H]: frames, then constant planes of dt."""
+        """video [B, n, 3, H, H], times [B, n] -> [B, 3n + n - 1, H, H]: frames, then constant planes of
+        dt."""
         b, side = video.shape[0], self.resolution
         self._check("video", video, (b, self.frames, 3, side, side))
         self._check("times", times, (b, self.frames))

@@ -1,11 +1,9 @@
 """Own autograd for the three places where PyTorch's is slow or wasteful. Values are unchanged.
-
-- `conv2d`: a convolution whose derivatives of any order are convolutions again. PyTorch takes the weight gradient of a
-  double backward as a convolution with an image-sized kernel.
-- `leaky_clamp`: leaky ReLU and clamp in place, keeping the result alone.
-- `modulated_layer`: a whole modulated layer that keeps its input and output alone and recomputes the rest. First
-  derivatives only: nothing in PV3D differentiates the generator twice.
-"""
+- `conv2d`: a convolution whose derivatives of any order are convolutions again. PyTorch takes the weight
+gradient of a double backward as a convolution with an image-sized kernel. - `leaky_clamp`: leaky ReLU and
+clamp in place, keeping the result alone. - `modulated_layer`: a whole modulated layer that keeps its input
+and output alone and recomputes the rest. First derivatives only: nothing in PV3D differentiates the generator
+twice."""
 
 from __future__ import annotations
 
@@ -26,8 +24,8 @@ _weight_gradients = True
 
 @contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """Skip the weight gradients of `conv2d` inside: R1's first pass asks for image gradients alone, but a Python
-    autograd function would compute both."""
+    """Skip the weight gradients of `conv2d` inside: R1's first pass asks for image gradients alone, but a
+    Python autograd function would compute both."""
     global _weight_gradients
     before, _weight_gradients = _weight_gradients, False
     try:
@@ -36,13 +34,17 @@ def no_weight_gradients() -> Iterator[None]:
         _weight_gradients = before
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0
+) -> Tensor:
     """`torch.nn.functional.conv2d`, with derivatives of any order that stay fast."""
     y: Tensor = Conv.apply(x, weight, stride, padding, bias)
     return y
 
 
-def _convolution_backward(g: Tensor, x: Tensor, w: Tensor, stride: int, padding: int, mask: list[bool]) -> Any:
+def _convolution_backward(
+    g: Tensor, x: Tensor, w: Tensor, stride: int, padding: int, mask: list[bool]
+) -> Any:
     return torch.ops.aten.convolution_backward(
         g, x, w, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
     )
@@ -149,8 +151,8 @@ class LeakyClampGrad(torch.autograd.Function):
 
 
 def _clamp_(y: Tensor, clamp: float | None) -> float | None:
-    """Clamp in place. Returns the bound that the derivative must mask, None where nothing reached it: looking costs
-    one cheap read on the CPU; on an accelerator it would stall, so there the mask is always taken."""
+    """Clamp in place. Returns the bound that the derivative must mask, None where nothing reached it: looking
+    costs one cheap read on the CPU; on an accelerator it would stall, so there the mask is always taken."""
     if clamp is None:
         return None
     if y.device.type == "cpu":
@@ -179,7 +181,6 @@ def modulated_layer(
     kernel: Tensor,
 ) -> Tensor:
     """clamp(gain * lrelu(demodulated modulated conv + noise + bias)).
-
     x [N, I, H, W], weight [O, I, k, k], styles [N, I], noise [N or 1, 1, H', W'], bias [O] -> [N, O, H', W'].
     The gain goes into the scales: leaky ReLU is positively homogeneous.
     """
@@ -192,14 +193,12 @@ def modulated_layer(
 class ModulatedLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, styles: Tensor, scale: Tensor, noise: Tensor | None, bias: Tensor,
-        kernel: Tensor, up: bool, clamp: float | None,
+        ctx: Any, x: Tensor, weight: Tensor, styles: Tensor, scale: Tensor, noise: Tensor | None,
+        bias: Tensor, kernel: Tensor, up: bool, clamp: float | None,
     ) -> Tensor:  # fmt: skip
         modulated, w = x * _map(styles, x), weight.to(x.dtype)
-        if up:
-            y = ops.up_conv2d(modulated, w, kernel)
-        else:
-            y = F.conv2d(modulated, w, padding=w.shape[-1] // 2)
+        pad = w.shape[-1] // 2
+        y = ops.up_conv2d(modulated, w, kernel) if up else F.conv2d(modulated, w, padding=pad)
         y = torch.addcmul(_map(bias[None], x), y, _map(scale, x))
         if noise is not None:
             y.add_(noise.to(y.dtype))
@@ -218,10 +217,14 @@ class ModulatedLayer(torch.autograd.Function):
         g_noise = g_scale = None
         if noise is not None and need_noise:
             g_noise = g.sum(dim=1, keepdim=True)
-            g_noise = (g_noise if noise.shape[0] == g.shape[0] else g_noise.sum(dim=0, keepdim=True)).to(noise.dtype)
+            g_noise = (g_noise if noise.shape[0] == g.shape[0] else g_noise.sum(dim=0, keepdim=True)).to(
+                noise.dtype
+            )
         if need_scale:  # convolution = (pre-activation - noise - bias) / scale; the pre-activation from y
             before = F.leaky_relu(y, 1 / SLOPE)
-            total = (g * before).sum(dim=(2, 3), dtype=torch.float32) - g.sum(dim=(2, 3), dtype=torch.float32) * bias
+            total = (g * before).sum(dim=(2, 3), dtype=torch.float32) - g.sum(
+                dim=(2, 3), dtype=torch.float32
+            ) * bias
             if noise is not None:
                 total -= (g * noise.to(g.dtype)).sum(dim=(2, 3), dtype=torch.float32)
             g_scale = (total / scale).to(scale.dtype)
@@ -239,7 +242,9 @@ class ModulatedLayer(torch.autograd.Function):
         )  # fmt: skip
         if g_weight is not None:
             g_weight = (g_weight.transpose(0, 1) if ctx.up else g_weight).to(weight.dtype)
-        g_styles = (g_modulated * x).sum(dim=(2, 3), dtype=torch.float32).to(styles.dtype) if need_styles else None
+        g_styles = (
+            (g_modulated * x).sum(dim=(2, 3), dtype=torch.float32).to(styles.dtype) if need_styles else None
+        )
         g_x = g_modulated.mul_(_map(styles, g)) if need_x else None
         return g_x, g_weight, g_styles, g_scale, g_noise, g_bias, None, None, None
 

@@ -1,15 +1,12 @@
 """The generator of PV3D: appearance, motion, time and camera in; video frames out. Read this first.
-
     v = R(G(z | c, t), c)                                                    (paper section 3.1, Figure 2)
-
     z, camera --- mapping network ---------------> w      one style per frame             stylegan.py
     z_m x t ----- motion layers -----------------> w_m    K of them, Eq. 1                motion.py
     w, w_m ------ synthesis blocks, Eq. 2 -------> planes [B, T, P, C, H, W]              backbone.py
-    planes, camera - decoder and rays, Eq. 5, 6 -> features and raw RGB at R x R          triplane.py, rendering.py
-    features, raw - super-resolution ------------> frames [B, T, 3, H, W] in about [-1, 1]  superres.py
-
-Shapes: B videos, T frames of each, N = B T frames (time fastest), M points. Frames are independent given (z, z_m, t).
-"""
+    planes, camera - decoder and rays, Eq. 5, 6 -> features and raw RGB, R x R     triplane.py, rendering.py
+    features, raw - super-resolution ------------> frames [B, T, 3, H, W]          superres.py
+Shapes: B videos, T frames of each, N = B T frames (time fastest), M points. Frames are independent given (z,
+z_m, t)."""
 
 from __future__ import annotations
 
@@ -55,7 +52,10 @@ class Generator(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         self.superresolution = SuperResolution(
-            config.plane_features, w_dim=config.w_dim, img_resolution=config.img_resolution, config=config.superresolution
+            config.plane_features,
+            w_dim=config.w_dim,
+            img_resolution=config.img_resolution,
+            config=config.superresolution,
         )
         self.decoder = Decoder(config.plane_features, config.decoder_hidden, config.plane_features)
         self.to_img_raw = ToRGB(config.plane_features, 3, w_dim=config.w_dim, clamp=256.0)
@@ -68,21 +68,21 @@ class Generator(nn.Module):
     def use_bf16(self) -> Generator:
         """Convolutions in bfloat16 and channels_last: about twice as fast; results are close, not equal."""
         self.compute_dtype = torch.bfloat16
-        return self.to(memory_format=torch.channels_last)
+        return ops.channels_last(self)
 
     def forward(
         self, z: Tensor, z_m: Tensor, times: Tensor, cameras: Tensor, *,
-        mapping_cameras: Tensor | None = None, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
-        noise_mode: NoiseMode = "random", rendering_resolution: int | None = None, generator: ops.Random = None,
+        mapping_cameras: Tensor | None = None, truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None, noise_mode: NoiseMode = "random",
+        rendering_resolution: int | None = None, generator: ops.Random = None,
         deterministic: bool = False, update_w_avg: bool = False, return_xyz: bool = False,
         coarse_jitter: Tensor | None = None, fine_u: Tensor | None = None,
     ) -> Frames:  # fmt: skip
         """z [B, z_dim], z_m [B, z_m_dim], times [B, T] in [0, 1], cameras [B, T, 25] -> `Frames`; any T >= 1.
-
-        `mapping_cameras` [B, T, 25] overrides the camera conditioning of the config (the camera swap of training does).
-        `deterministic` (always so in eval mode unless `importance_at_eval` is random) draws no ray samples;
-        `coarse_jitter` [N, Q, S] and `fine_u` [N, Q, F] set the draws. `generator`: one, or one per video.
-        """
+        `mapping_cameras` [B, T, 25] overrides the camera conditioning of the config (the camera swap of
+        training does). `deterministic` (always so in eval mode unless `importance_at_eval` is random) draws
+        no ray samples; `coarse_jitter` [N, Q, S] and `fine_u` [N, Q, F] set the draws. `generator`: one, or
+        one per video."""
         mapping, rendered = self.condition(cameras)
         if mapping_cameras is not None:
             mapping = mapping_cameras
@@ -103,8 +103,8 @@ class Generator(nn.Module):
         return shared if share_mapping else cameras, shared if mode == "all" else cameras
 
     def map(
-        self, z: Tensor, cameras: Tensor, *, truncation_psi: float = 1.0, truncation_cutoff: int | None = None,
-        update_w_avg: bool = False,
+        self, z: Tensor, cameras: Tensor, *, truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None, update_w_avg: bool = False,
     ) -> Tensor:  # fmt: skip
         """z [B, z_dim], mapping cameras [B, T, 25] -> ws [B, T, num_ws, W]"""
         _check_shape("z", z, ("B", self.config.z_dim))
@@ -114,11 +114,17 @@ class Generator(nn.Module):
         w = self.backbone.mapping(z.repeat_interleave(frames, dim=0), c)
         if update_w_avg:
             self.backbone.mapping.update_w_avg(w)
-        ws = self.backbone.mapping.broadcast(w, self.config.num_ws, truncation_psi, truncation_cutoff)
+        ws: Tensor = self.backbone.mapping.broadcast(w, self.config.num_ws, truncation_psi, truncation_cutoff)
         return ws.unflatten(0, (-1, frames))
 
     def planes(
-        self, ws: Tensor, z_m: Tensor, times: Tensor, *, noise_mode: NoiseMode = "random", generator: ops.Random = None
+        self,
+        ws: Tensor,
+        z_m: Tensor,
+        times: Tensor,
+        *,
+        noise_mode: NoiseMode = "random",
+        generator: ops.Random = None,
     ) -> Tensor:
         """ws [B, T, num_ws, W], z_m [B, z_m_dim] (or one per frame, [B, T, z_m_dim]), times [B, T]
         -> planes [B, T, P, C, H, W]: the temporal tri-planes, one set per frame."""
@@ -130,10 +136,14 @@ class Generator(nn.Module):
             z_m = z_m[:, None]
         _check_shape("z_m", z_m, (b, (1, t), self.config.z_m_dim))
         low, high = torch.aminmax(times.detach())
-        if not (0 <= float(low) and float(high) <= 1):
-            raise ValueError(f"times reach from {float(low):g} to {float(high):g}; give frame index / (span - 1), in [0, 1]")
+        if not (float(low) >= 0 and float(high) <= 1):
+            raise ValueError(
+                f"times reach from {float(low):g} to {float(high):g}; give index / (span - 1), in [0, 1]"
+            )
         motion_time = (z_m * times[..., None]).flatten(0, 1)  # Eq. 1: z_m t
-        image = self.backbone.synthesis(ws.flatten(0, 1), motion_time, noise_mode, generator, self.compute_dtype)
+        image: Tensor = self.backbone.synthesis(
+            ws.flatten(0, 1), motion_time, noise_mode, generator, self.compute_dtype
+        )
         return image.view(b, t, -1, self.config.plane_features, *image.shape[-2:])
 
     def render(
@@ -141,9 +151,11 @@ class Generator(nn.Module):
         generator: ops.Random = None, deterministic: bool = False, return_xyz: bool = False,
         coarse_jitter: Tensor | None = None, fine_u: Tensor | None = None,
     ) -> Frames:  # fmt: skip
-        """planes [B, T, P, C, H, W], ws [B, T, num_ws, W], cameras [B, T, 25] -> `Frames`. Planes do not depend on the
-        rendering camera: compute them once and move it."""
-        _check_shape("planes", planes, ("B", "T", self.plane_axes.shape[0], self.config.plane_features, "H", "W"))
+        """planes [B, T, P, C, H, W], ws [B, T, num_ws, W], cameras [B, T, 25] -> `Frames`. Planes do not
+        depend on the rendering camera: compute them once and move it."""
+        _check_shape(
+            "planes", planes, ("B", "T", self.plane_axes.shape[0], self.config.plane_features, "H", "W")
+        )
         b, t = planes.shape[:2]
         _check_shape("ws", ws, (b, t, self.config.num_ws, self.config.w_dim))
         _check_cameras("cameras", cameras, b, t)
@@ -153,22 +165,34 @@ class Generator(nn.Module):
         flat_planes, flat_ws = planes.flatten(0, 1), ws.flatten(0, 1)
         draws = self._ray_draws(b * t, side * side, flat_ws, generator, deterministic, coarse_jitter, fine_u)
         run: Any = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else _call
-        features, depth, total, xyz = run(self.trace, flat_planes, cameras.flatten(0, 1).float(), side, *draws, return_xyz)
-        raw = self.to_img_raw(features, flat_ws[:, 0])  # a learned 1 x 1 layer (EG3D: the first three features)
+        features, depth, total, xyz = run(
+            self.trace, flat_planes, cameras.flatten(0, 1).float(), side, *draws, return_xyz
+        )
+        raw = self.to_img_raw(
+            features, flat_ws[:, 0]
+        )  # a learned 1 x 1 layer (EG3D: the first three features)
         image = run(self.superresolution, raw, features, flat_ws[:, -1], self.compute_dtype)
-        video = [x.unflatten(0, (b, t)) for x in (image, raw, depth, total)]
-        return Frames(*video, xyz=xyz.unflatten(0, (b, t)) if return_xyz else None)
+        image, raw, depth, total = (x.unflatten(0, (b, t)) for x in (image, raw, depth, total))
+        return Frames(image, raw, depth, total, xyz.unflatten(0, (b, t)) if return_xyz else None)
 
     def trace(
-        self, planes: Tensor, cameras: Tensor, side: int, jitter: Tensor | None, u: Tensor | None, return_xyz: bool = False
+        self,
+        planes: Tensor,
+        cameras: Tensor,
+        side: int,
+        jitter: Tensor | None,
+        u: Tensor | None,
+        return_xyz: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """planes [N, P, C, H, W], cameras [N, 25] -> features [N, C, R, R] in (-1, 1), depth and opacity [N, 1, R, R],
-        xyz [N, R, R, 3] (or empty)."""
+        """planes [N, P, C, H, W], cameras [N, 25] -> features [N, C, R, R] in (-1, 1), depth and opacity [N,
+        1, R, R], xyz [N, R, R, 3] (or empty)."""
         r = self.config.rendering
         origins, directions = rendering.rays(cameras, side)
         start, end = rendering.ray_limits(origins, directions, r.ray_start, r.ray_end, r.box_warp)
-        depths = rendering.stratified_depths(start, end, r.samples_coarse, jitter, disparity=r.disparity_sampling)
-        parts = {"axes": self.plane_axes, "box_warp": r.box_warp, "decoder": self.decoder}
+        depths = rendering.stratified_depths(
+            start, end, r.samples_coarse, jitter, disparity=r.disparity_sampling
+        )
+        parts: Any = {"axes": self.plane_axes, "box_warp": r.box_warp, "decoder": self.decoder}
         colour, density = rendering.shade(planes, origins, directions, depths, **parts)
         colours = [colour]
         if u is not None:
@@ -177,17 +201,23 @@ class Generator(nn.Module):
                 fine_depths = rendering.importance_depths(depths, weights, u)
             fine_colour, fine_density = rendering.shade(planes, origins, directions, fine_depths, **parts)
             colours.append(fine_colour)
-            depths, density = torch.cat([depths, fine_depths], dim=-1), torch.cat([density, fine_density], dim=-1)
+            depths, density = (
+                torch.cat([depths, fine_depths], dim=-1),
+                torch.cat([density, fine_density], dim=-1),
+            )
         seen = rendering.composite(density, depths, colours, white_background=r.white_background)
         features = (seen.colour * 2 - 1).transpose(1, 2).unflatten(2, (side, side)).contiguous()
         maps = [x.unflatten(1, (1, side, side)) for x in (seen.depth, seen.weight_total)]
         xyz = features.new_empty(0)
         if return_xyz:
-            xyz = rendering.expected_points(seen.weights, seen.depths, origins, directions).unflatten(1, (side, side))
+            xyz = rendering.expected_points(seen.weights, seen.depths, origins, directions).unflatten(
+                1, (side, side)
+            )
         return features, maps[0], maps[1], xyz
 
     def sample(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """planes [B, T, P, C, H, W], points [B, T, M, 3] -> colour features [B, T, M, C], raw density [B, T, M, 1]."""
+        """planes [B, T, P, C, H, W], points [B, T, M, 3] -> colour features [B, T, M, C], raw density [B, T,
+        M, 1]."""
         b, t = planes.shape[:2]
         _check_shape("points", points, (b, t, "M", 3))
         features = sample_planes(
@@ -197,14 +227,16 @@ class Generator(nn.Module):
         return colour.unflatten(0, (b, t)), density.unflatten(0, (b, t))
 
     def density(self, planes: Tensor, points: Tensor) -> Tensor:
-        """planes [B, T, P, C, H, W], points [B, T, M, 3] -> raw density [B, T, M, 1] (before softplus; meshes: 10)."""
+        """planes [B, T, P, C, H, W], points [B, T, M, 3] -> raw density [B, T, M, 1] (before softplus;
+        meshes: 10)."""
         return self.sample(planes, points)[1]
 
     def _ray_draws(
         self, frames: int, count: int, like: Tensor, random: ops.Random, deterministic: bool,
         jitter: Tensor | None, u: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        """Jitter [N, Q, S] of the coarse samples and u [N, Q, F] of the fine ones; None where there is none."""
+        """Jitter [N, Q, S] of the coarse samples and u [N, Q, F] of the fine ones; None where there is
+        none."""
         r = self.config.rendering
         deterministic = deterministic or (not self.training and r.importance_at_eval == "deterministic")
         if jitter is not None:

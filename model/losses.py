@@ -1,7 +1,7 @@
-"""The losses (paper section 3.4, Eq. 7 and 8) as functions of networks and tensors: no hidden state, no hidden draws.
-
-    L_G = lambda_img L_img + lambda_vid L_vid + L_sigma         L_D = lambda_img L_img + lambda_vid L_vid + L_R1
-
+"""The losses (paper section 3.4, Eq. 7 and 8) as functions of networks and tensors: no hidden state, no
+hidden draws.
+    L_G = lambda_img L_img + lambda_vid L_vid + L_sigma
+    L_D = lambda_img L_img + lambda_vid L_vid + L_R1
 Shapes: B videos, T frames of each (T = n of D_vid in training), H the side of a frame, R of a raw one.
 """
 
@@ -35,14 +35,16 @@ class Sample(NamedTuple):
 
 
 def real_sample(image: Tensor, times: Tensor, cameras: Tensor, resolution: int) -> Sample:
-    """Real frames [B, T, 3, H, H] with their raw form: the same antialiased reduction that D_img enlarges again."""
+    """Real frames [B, T, 3, H, H] with their raw form: the same antialiased reduction that D_img enlarges
+    again."""
     raw = ops.resize(image.flatten(0, 1), resolution).unflatten(0, image.shape[:2])
     return Sample(image, raw, times, cameras)
 
 
 @dataclass(kw_only=True)
 class GeneratorInputs:
-    """Everything that decides a batch of generated frames. None and the defaults leave the draw to the generator."""
+    """Everything that decides a batch of generated frames. None and the defaults leave the draw to the
+    generator."""
 
     z: Tensor
     """[B, z_dim]"""
@@ -69,27 +71,32 @@ def generate(generator: Generator, inputs: GeneratorInputs, *, update_w_avg: boo
     """Run the generator. Its frames' cameras are those that rendered them (frame 0's in mode `all`)."""
     frames = generator(
         inputs.z, inputs.z_m, inputs.times, inputs.cameras, mapping_cameras=inputs.mapping_cameras,
-        noise_mode=inputs.noise_mode, rendering_resolution=inputs.rendering_resolution, generator=inputs.random,
+        noise_mode=inputs.noise_mode, rendering_resolution=inputs.rendering_resolution,
+        generator=inputs.random,
         update_w_avg=update_w_avg, coarse_jitter=inputs.coarse_jitter, fine_u=inputs.fine_u,
     )  # fmt: skip
     return Sample(frames.image, frames.image_raw, inputs.times, generator.condition(inputs.cameras)[1])
 
 
 def blurred(sample: Sample, sigma: float, *, raw: bool) -> Sample:
-    """The fading blur of early training: every frame; the raw frames only of real samples, with the same sigma in raw
-    pixels (as official)."""
+    """The fading blur of early training: every frame; the raw frames only of real samples, with the same
+    sigma in raw pixels (as official)."""
     if sigma <= 0:
         return sample
 
     def soften(x: Tensor) -> Tensor:
-        return ops.blur(x.flatten(0, 1), sigma).unflatten(0, x.shape[:2])
+        return ops.blur(x.flatten(0, 1), sigma).view_as(x)
 
-    return sample._replace(image=soften(sample.image), image_raw=soften(sample.image_raw) if raw else sample.image_raw)
+    return sample._replace(
+        image=soften(sample.image), image_raw=soften(sample.image_raw) if raw else sample.image_raw
+    )
 
 
 def image_logits(d_img: ImageDiscriminator, sample: Sample) -> Tensor:
     """D_img on every frame by itself (Eq. 3): [N, 1]"""
-    logits: Tensor = d_img(d_img.flatten(sample.image), d_img.flatten(sample.image_raw), d_img.flatten(sample.cameras))
+    logits: Tensor = d_img(
+        d_img.flatten(sample.image), d_img.flatten(sample.image_raw), d_img.flatten(sample.cameras)
+    )
     return logits
 
 
@@ -113,8 +120,8 @@ def generator_main_loss(
     *,
     blur_sigma: float = 0.0,
 ) -> dict[str, Tensor]:
-    """L_img and L_vid of the generator (Eq. 7), weighted: {"G/img", "G/vid"}; their sum is the loss. Freeze both
-    discriminators first (`steps.frozen`): their weight gradients would be thrown away."""
+    """L_img and L_vid of the generator (Eq. 7), weighted: {"G/img", "G/vid"}; their sum is the loss. Freeze
+    both discriminators first (`steps.frozen`): their weight gradients would be thrown away."""
     fake = blurred(generate(generator, inputs), blur_sigma, raw=False)
     terms = {}
     if d_img is not None:
@@ -125,7 +132,8 @@ def generator_main_loss(
 
 
 def density_points(inputs: GeneratorInputs, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Points [B, T, M, 3] uniform in [-1, 1]^3 (as official: wider than the box) and the same a little beside."""
+    """Points [B, T, M, 3] uniform in [-1, 1]^3 (as official: wider than the box) and the same a little
+    beside."""
     shape = (*inputs.times.shape, recipe.density_points, 3)
     points = ops.draw(shape, inputs.random, like=inputs.z) * 2 - 1
     return points, points + ops.draw(shape, inputs.random, like=inputs.z, normal=True) * recipe.density_noise
@@ -139,11 +147,10 @@ def density_regularization(
     points: Tensor | None = None,
     perturbed: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """L_sigma (Eq. 7): raw density is smooth in space. L1 of its change over a small step, x lambda_reg x interval.
-
-    {"G/density": weighted loss}. Renders nothing: 3-D points, not frames (the paper says "on the generated frames").
-    `points`, `perturbed` [B, T, M, 3] replace the draw of `density_points`.
-    """
+    """L_sigma (Eq. 7): raw density is smooth in space. L1 of its change over a small step, x lambda_reg x
+    interval.
+    {"G/density": weighted loss}. Renders nothing: 3-D points, not frames (the paper says "on the generated
+    frames"). `points`, `perturbed` [B, T, M, 3] replace the draw of `density_points`."""
     if points is None or perturbed is None:
         points, perturbed = density_points(inputs, recipe)
     ws = generator.map(inputs.z, inputs.mapping(generator))
@@ -162,8 +169,8 @@ def discriminator_main_loss(
     *,
     blur_sigma: float = 0.0,
 ) -> dict[str, Tensor]:
-    """softplus(fake) + softplus(-real) of one discriminator (Eq. 8), weighted: {"D_img/fake", "D_img/real"} or D_vid.
-
+    """softplus(fake) + softplus(-real) of one discriminator (Eq. 8), weighted: {"D_img/fake", "D_img/real"}
+    or D_vid.
     Leave one of them None to run and differentiate them one after the other: the same gradient, less memory.
     """
     name, weight, logits = _role(discriminator, recipe)
@@ -179,10 +186,8 @@ def r1_penalties(
     discriminator: ImageDiscriminator | VideoDiscriminator, real: Sample, *, blur_sigma: float = 0.0
 ) -> Tensor:
     """R1 (L_R1 of Eq. 8) before its weights: squared gradient norm of the logit by its real input.
-
-    D_img -> [N] per frame, by image and raw image (before the blur, as official); D_vid -> [B] per video, by all its
-    channels, the time differences included (after the blur, as official).
-    """
+    D_img -> [N] per frame, by image and raw image (before the blur, as official); D_vid -> [B] per video, by
+    all its channels, the time differences included (after the blur, as official)."""
     with torch.enable_grad():
         if isinstance(discriminator, ImageDiscriminator):
             image, raw = (x.detach().requires_grad_() for x in (real.image, real.image_raw))
@@ -190,7 +195,11 @@ def r1_penalties(
             seen = blurred(real._replace(image=image, image_raw=raw), blur_sigma, raw=True)
             logits = image_logits(discriminator, seen)
         else:
-            x = discriminator.input(blurred(real, blur_sigma, raw=True).image, real.times).detach().requires_grad_()
+            x = (
+                discriminator.input(blurred(real, blur_sigma, raw=True).image, real.times)
+                .detach()
+                .requires_grad_()
+            )
             inputs = [x]
             logits = discriminator.logits(x, real.cameras.flatten(1))
         with fast.no_weight_gradients():
@@ -204,10 +213,14 @@ def r1_penalties(
 
 
 def r1_loss(
-    discriminator: ImageDiscriminator | VideoDiscriminator, real: Sample, recipe: Recipe, *, blur_sigma: float = 0.0
+    discriminator: ImageDiscriminator | VideoDiscriminator,
+    real: Sample,
+    recipe: Recipe,
+    *,
+    blur_sigma: float = 0.0,
 ) -> dict[str, Tensor]:
-    """{"D_img/r1"} or {"D_vid/r1"}: mean(penalty) x gamma / 2 x interval (x lambda_vid for D_vid; lambda_img is not
-    applied, as official)."""
+    """{"D_img/r1"} or {"D_vid/r1"}: mean(penalty) x gamma / 2 x interval (x lambda_vid for D_vid; lambda_img
+    is not applied, as official)."""
     name, weight, _ = _role(discriminator, recipe)
     weight = weight if name == "D_vid" else 1.0
     penalty = r1_penalties(discriminator, real, blur_sigma=blur_sigma).mean()
@@ -222,17 +235,24 @@ def _role(discriminator: nn.Module, recipe: Recipe):  # type: ignore[no-untyped-
 
 
 class DiscriminatorLoss(nn.Module):
-    """One discriminator together with its loss, for engines that wrap a module's forward (the double backward of R1
-    stays inside). `network` is the discriminator itself."""
+    """One discriminator together with its loss, for engines that wrap a module's forward (the double backward
+    of R1 stays inside). `network` is the discriminator itself."""
 
     def __init__(self, network: ImageDiscriminator | VideoDiscriminator, recipe: Recipe) -> None:
         super().__init__()
         self.network, self.recipe = network, recipe
 
     def forward(
-        self, real: Sample | None, fake: Sample | None, *, main: bool = True, r1: bool = False, blur_sigma: float = 0.0
+        self,
+        real: Sample | None,
+        fake: Sample | None,
+        *,
+        main: bool = True,
+        r1: bool = False,
+        blur_sigma: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> the scalar to differentiate, and its weighted terms detached. D-main: main; D-reg: main=False, r1=True."""
+        """-> the scalar to differentiate, and its weighted terms detached. D-main: main; D-reg: main=False,
+        r1=True."""
         terms: dict[str, Tensor] = {}
         if main:
             terms |= discriminator_main_loss(self.network, fake, real, self.recipe, blur_sigma=blur_sigma)
@@ -246,8 +266,8 @@ class DiscriminatorLoss(nn.Module):
 
 
 class GeneratorLoss(nn.Module):
-    """The generator together with its loss, for engines that wrap a module's forward. The discriminators are passed in
-    frozen and belong to other engines. `network` is the generator itself."""
+    """The generator together with its loss, for engines that wrap a module's forward. The discriminators are
+    passed in frozen and belong to other engines. `network` is the generator itself."""
 
     def __init__(self, network: Generator, recipe: Recipe) -> None:
         super().__init__()
@@ -266,7 +286,9 @@ class GeneratorLoss(nn.Module):
         if density:
             terms = density_regularization(self.network, inputs, self.recipe)
         else:
-            terms = generator_main_loss(self.network, d_img, d_vid, inputs, self.recipe, blur_sigma=blur_sigma)
+            terms = generator_main_loss(
+                self.network, d_img, d_vid, inputs, self.recipe, blur_sigma=blur_sigma
+            )
         if not terms:
             raise ValueError("nothing to do: pass a discriminator, or density=True")
         return torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()}

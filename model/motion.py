@@ -12,12 +12,12 @@ from model.stylegan import FullyConnected, NoiseMode, SynthesisLayer
 
 class MotionLayer(nn.Module):
     """f* -> f* + M(f*, w_m) with w_m = MLP(H(z_m t)).
+    M is a demodulated modulated convolution with its own noise, bias and leaky ReLU; the sum has no scale,
+    and at t = 0 every z_m gives the same, bias-driven feature. Neither camera nor appearance code enters."""
 
-    M is a demodulated modulated convolution with its own noise, bias and leaky ReLU; the sum has no scale, and at
-    t = 0 every z_m gives the same, bias-driven feature. Neither camera nor appearance code enters.
-    """
-
-    def __init__(self, channels: int, *, z_m_dim: int, w_dim: int, resolution: int, config: MotionConfig) -> None:
+    def __init__(
+        self, channels: int, *, z_m_dim: int, w_dim: int, resolution: int, config: MotionConfig
+    ) -> None:
         super().__init__()
         self.affine = FullyConnected(z_m_dim, w_dim, activation="lrelu")  # H_m, the mapping head
         self.motion_mlp = nn.Sequential(
@@ -55,7 +55,8 @@ class MotionLayer(nn.Module):
 
 
 class PixelMLP(nn.Module):
-    """Table 2b's "MLP instead of ModConv": a two-layer MLP over [f*, w_m] at every pixel (the paper gives no detail)."""
+    """Table 2b's "MLP instead of ModConv": a two-layer MLP over [f*, w_m] at every pixel (the paper gives no
+    detail)."""
 
     def __init__(self, channels: int, *, w_dim: int) -> None:
         super().__init__()
@@ -68,4 +69,5 @@ class PixelMLP(nn.Module):
         pixels = x.movedim(1, -1)
         hidden = self.hidden(pixels) + self.code(w_m)[:, None, None]
         hidden = nn.functional.leaky_relu(hidden, 0.2) * ops.SQRT2
-        return self.out(hidden).movedim(-1, 1).to(x.dtype)
+        moved: Tensor = self.out(hidden).movedim(-1, 1).to(x.dtype)
+        return moved

@@ -1,46 +1,37 @@
 """The few operators under the networks, in plain torch, exact and fast on CPU and CUDA.
-
-FIR filters are symmetric and carry no gradient. `FirDown` and `FirUp` are each other's transpose, so that any order
-of derivative stays one depthwise convolution (torch's own double backward loops over every channel).
+FIR filters are symmetric and carry no gradient. `FirDown` and `FirUp` are each other's transpose, so that any
+order of derivative stays one depthwise convolution (torch's own double backward loops over every channel).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 SQRT2 = 2.0**0.5
 Random = torch.Generator | Sequence[torch.Generator] | None
 """Where random numbers come from: torch's global state, one generator, or one per video."""
 
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-    "linear": (lambda x: x, 1.0),
-    "relu": (torch.relu, SQRT2),
-    "lrelu": (lambda x: F.leaky_relu(x, 0.2), SQRT2),
-    "swish": (F.silu, SQRT2),
-    "tanh": (torch.tanh, 1.0),
-    "sigmoid": (torch.sigmoid, 1.0),
-    "elu": (F.elu, 1.0),
-    "selu": (F.selu, 1.0),
-    "softplus": (F.softplus, 1.0),
-}
-
 
 def draw(shape: Sequence[int], random: Random, *, like: Tensor, normal: bool = False) -> Tensor:
-    """Uniform [0, 1) or normal numbers. With one generator per video, shape[0] is split evenly over them, so that a
-    video gets the same numbers on any number of workers."""
+    """Uniform [0, 1) or normal numbers. With one generator per video, shape[0] is split evenly over them, so
+    that a video gets the same numbers on any number of workers."""
     make = torch.randn if normal else torch.rand
     if random is None or isinstance(random, torch.Generator):
         device = like.device if random is None else random.device
         return make(tuple(shape), generator=random, device=device, dtype=like.dtype).to(like.device)
     if shape[0] % len(random):
-        raise ValueError(f"{shape[0]} rows cannot be split over {len(random)} random generators; pass one per video")
+        raise ValueError(
+            f"{shape[0]} rows cannot be split over {len(random)} random generators; pass one per video"
+        )
     part = (shape[0] // len(random), *shape[1:])
-    return torch.cat([make(part, generator=g, device=g.device, dtype=like.dtype) for g in random]).to(like.device)
+    return torch.cat([make(part, generator=g, device=g.device, dtype=like.dtype) for g in random]).to(
+        like.device
+    )
 
 
 def setup_filter(taps: Sequence[float]) -> Tensor:
@@ -55,39 +46,24 @@ def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
 
 
-def bias_act(
-    x: Tensor,
-    bias: Tensor | None = None,
-    *,
-    act: str = "linear",
-    alpha: float = 0.2,
-    gain: float | None = None,
-    clamp: float | None = None,
-) -> Tensor:
-    """clamp(gain * act(x + bias), +-clamp) for [N, C, ...]. `gain` None is the activation's own (sqrt 2 for lrelu)."""
-    function, default_gain = ACTIVATIONS[act]
-    if bias is not None:
-        x = x + bias.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
-    x = F.leaky_relu(x, alpha) if act == "lrelu" else function(x)
-    gain = default_gain if gain is None else gain
-    if gain != 1:
-        x = x * gain
-    return x if clamp is None else x.clamp(-clamp, clamp)
-
-
 Size = tuple[int, int]
 
 
-def _depthwise(x: Tensor, kernel: Tensor, transposed: bool, stride: int, padding: int, extra: Size = (0, 0)) -> Tensor:
+def _depthwise(
+    x: Tensor, kernel: Tensor, transposed: bool, stride: int, padding: int, extra: Size = (0, 0)
+) -> Tensor:
     channels = x.shape[1]
     weight = kernel.to(x.dtype).expand(channels, 1, *kernel.shape)
     if transposed:
-        return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=extra, groups=channels)
+        return F.conv_transpose2d(
+            x, weight, stride=stride, padding=padding, output_padding=extra, groups=channels
+        )
     return F.conv2d(x, weight, stride=stride, padding=padding, groups=channels)
 
 
 class FirDown(torch.autograd.Function):
-    """Depthwise convolution of [N, C, H, W] with one symmetric kernel, padded, every `stride`-th pixel kept."""
+    """Depthwise convolution of [N, C, H, W] with one symmetric kernel, padded, every `stride`-th pixel
+    kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
@@ -100,7 +76,10 @@ class FirDown(torch.autograd.Function):
         (kernel,) = ctx.saved_tensors
         lost = kernel.shape[-1] - 2 * ctx.padding
         reached = [(side - 1) * ctx.stride + lost for side in grads[0].shape[-2:]]
-        extra = (ctx.size[0] - reached[0], ctx.size[1] - reached[1])  # border pixels that the stride never reached
+        extra = (
+            ctx.size[0] - reached[0],
+            ctx.size[1] - reached[1],
+        )  # border pixels that the stride never reached
         return FirUp.apply(grads[0], kernel, ctx.stride, ctx.padding, extra), None, None, None
 
 
@@ -121,30 +100,23 @@ class FirUp(torch.autograd.Function):
 
 def fir(x: Tensor, kernel: Tensor, padding: int, gain: float = 1.0) -> Tensor:
     """Same-resolution FIR filter of [N, C, H, W], zero padding."""
-    return FirDown.apply(x, kernel * gain, 1, padding)
+    return cast(Tensor, FirDown.apply(x, kernel * gain, 1, padding))
 
 
 def fir_downsample(x: Tensor, kernel: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, C, H/2, W/2] with the 4 x 4 kernel; the dropped pixels are never computed."""
-    return FirDown.apply(x, kernel, 2, kernel.shape[-1] // 2 - 1)
+    return cast(Tensor, FirDown.apply(x, kernel, 2, kernel.shape[-1] // 2 - 1))
 
 
 def fir_upsample(x: Tensor, kernel: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, C, 2H, 2W] with the 4 x 4 kernel and gain 4."""
-    return FirUp.apply(x, kernel * 4, 2, kernel.shape[-1] // 2 - 1, (0, 0))
+    return cast(Tensor, FirUp.apply(x, kernel * 4, 2, kernel.shape[-1] // 2 - 1, (0, 0)))
 
 
 def up_conv2d(x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
-    """x2 up-sampling 3 x 3 convolution: transposed convolution, then FIR with gain 4. A true convolution (the kernel is
-    flipped against `conv2d` on a zero-inserted grid), as in the published weights."""
+    """x2 up-sampling 3 x 3 convolution: transposed convolution, then FIR with gain 4. A true convolution (the
+    kernel is flipped against `conv2d` on a zero-inserted grid), as in the published weights."""
     return fir(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), kernel, 1, gain=4.0)
-
-
-def down_conv2d(x: Tensor, weight: Tensor, kernel: Tensor, conv: Callable[..., Tensor] = F.conv2d) -> Tensor:
-    """/2 down-sampling convolution: FIR first; 3 x 3 then with stride 2, 1 x 1 on the kept pixels only."""
-    if weight.shape[-1] == 1:
-        return conv(fir_downsample(x, kernel), weight)
-    return conv(fir(x, kernel, kernel.shape[-1] // 2 - 1 + weight.shape[-1] // 2), weight, stride=2)
 
 
 def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
@@ -153,30 +125,16 @@ def demodulation(weight: Tensor, styles: Tensor, eps: float = 1e-8) -> Tensor:
     return (styles.square() @ energy.t() + eps).rsqrt()
 
 
-def modulated_conv2d(
-    x: Tensor, weight: Tensor, styles: Tensor, *, demodulate: bool = True, up: bool = False, kernel: Tensor | None = None
-) -> Tensor:
-    """Convolve [N, I, H, W] with [O, I, k, k], inputs scaled by `styles` [N, I], outputs by the demodulation."""
-    y = x * styles.to(x.dtype)[:, :, None, None]
-    weight_x = weight.to(x.dtype)
-    if up:
-        assert kernel is not None
-        y = up_conv2d(y, weight_x, kernel)
-    else:
-        y = F.conv2d(y, weight_x, padding=weight.shape[-1] // 2)
-    return y * demodulation(weight, styles).to(x.dtype)[:, :, None, None] if demodulate else y
-
-
 def minibatch_std(x: Tensor, group: int | None, channels: int = 1) -> Tensor:
     """[N, C, H, W] -> [N, C + channels, H, W]: the standard deviation over a group of items, as extra planes.
-
-    Groups are strided: item n belongs to group n mod (N / G). So if worker r of W takes videos r, r + W, ... and N/G
-    is a multiple of W, the groups are those of one worker.
-    """
+    Groups are strided: item n belongs to group n mod (N / G). So if worker r of W takes videos r, r + W, ...
+    and N/G is a multiple of W, the groups are those of one worker."""
     n, c, h, w = x.shape
     size = n if group is None else min(group, n)
     if n % size:
-        raise ValueError(f"a batch of {n} cannot be split into minibatch-std groups of {size}; use a multiple of {size}")
+        raise ValueError(
+            f"a batch of {n} cannot be split into minibatch-std groups of {size}; use a multiple of {size}"
+        )
     y = x.reshape(size, n // size, channels, c // channels, h, w)
     y = (y - y.mean(dim=0)).square().mean(dim=0)  # population variance in the group
     y = (y + 1e-8).sqrt().mean(dim=(2, 3, 4))  # [N / G, channels]
@@ -209,3 +167,14 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     y = F.conv2d(y, taps.view(1, 1, 1, -1), padding=(0, radius))
     y = F.conv2d(y, taps.view(1, 1, -1, 1), padding=(radius, 0))
     return y.reshape(n, c, h, w)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def channels_last(network: Network) -> Network:
+    """Lay the convolution weights out for channels_last inputs."""
+    for p in network.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return network

@@ -1,8 +1,8 @@
-"""The same operators written the plain way: what tests compare the fast ones with, and what `bench` measures against.
-
-Scale activations -> `conv2d` -> demodulate; zeros inserted, then a 4 x 4 FIR; bias, activation, gain and clamp one by
-one; PyTorch's own double backward. `installed()` puts these into the networks for the time of a `with`.
-"""
+"""The same operators written the plain way: what tests compare the fast ones with, and what `bench` measures
+against.
+Scale activations -> `conv2d` -> demodulate; zeros inserted, then a 4 x 4 FIR; bias, activation, gain and
+clamp one by one; PyTorch's own double backward. `installed()` puts these into the networks for the time of a
+`with`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ from torch import Tensor
 
 from model import ops
 
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "linear": (lambda x: x, 1.0),
+    "relu": (torch.relu, ops.SQRT2),
+    "lrelu": (lambda x: F.leaky_relu(x, 0.2), ops.SQRT2),
+    "swish": (F.silu, ops.SQRT2),
+    "tanh": (torch.tanh, 1.0),
+    "sigmoid": (torch.sigmoid, 1.0),
+    "elu": (F.elu, 1.0),
+    "selu": (F.selu, 1.0),
+    "softplus": (F.softplus, 1.0),
+}
+
 
 def upfirdn2d(
     x: Tensor,
@@ -27,8 +39,8 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1.0,
 ) -> Tensor:
-    """Insert zeros after each pixel, pad or crop [x0, x1, y0, y1], convolve (correlate if flipped), keep every down-th.
-
+    """Insert zeros after each pixel, pad or crop [x0, x1, y0, y1], convolve (correlate if flipped), keep
+    every down-th.
     x [N, C, H, W], f [h, w]; up and down are (x, y).
     """
     n, c, h, w = x.shape
@@ -40,11 +52,33 @@ def upfirdn2d(
     return F.conv2d(x, kernel.expand(c, 1, *kernel.shape), groups=c)[:, :, ::dy, ::dx]
 
 
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    act: str = "linear",
+    alpha: float = 0.2,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """clamp(gain * act(x + bias), +-clamp) for [N, C, ...]. `gain` None is the activation's own (sqrt 2 for
+    lrelu)."""
+    function, default_gain = ACTIVATIONS[act]
+    if bias is not None:
+        x = x + bias.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+    x = F.leaky_relu(x, alpha) if act == "lrelu" else function(x)
+    gain = default_gain if gain is None else gain
+    if gain != 1:
+        x = x * gain
+    return x if clamp is None else x.clamp(-clamp, clamp)
+
+
 def conv2d_resample(
     x: Tensor, w: Tensor, f: Tensor, *, up: int = 1, down: int = 1, padding: int = 0, flip_weight: bool = True
 ) -> Tensor:
-    """Convolution with up- or down-sampling by `f`. `flip_weight` False is a true convolution (kernel flipped)."""
-    taps, size = f.shape[-1], w.shape[-1]
+    """Convolution with up- or down-sampling by `f`. `flip_weight` False is a true convolution (kernel
+    flipped)."""
+    taps = f.shape[-1]
     w = w if flip_weight else w.flip((2, 3))
     if up > 1:  # the convolution is valid on the FIR's output, which is larger by the kernel's reach
         low, high = (taps + up - 1) // 2 + padding, (taps - up) // 2 + padding
@@ -71,8 +105,8 @@ def modulated_conv2d(
 
 
 def modulated_layer(
-    x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor | None, bias: Tensor, *, gain: float, clamp: float | None,
-    up: bool, kernel: Tensor,
+    x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor | None, bias: Tensor, *, gain: float,
+    clamp: float | None, up: bool, kernel: Tensor,
 ) -> Tensor:  # fmt: skip
     """`fast.modulated_layer`, the plain way."""
 
@@ -80,10 +114,12 @@ def modulated_layer(
         return conv2d_resample(y, w, kernel, up=2 if up else 1, padding=w.shape[-1] // 2, flip_weight=not up)
 
     y = modulated_conv2d(x, weight, styles, noise=noise, resample=resample)
-    return ops.bias_act(y, bias, act="lrelu", gain=gain, clamp=clamp)
+    return bias_act(y, bias, act="lrelu", gain=gain, clamp=clamp)
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0
+) -> Tensor:
     return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
@@ -132,6 +168,8 @@ def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_b
     seen = (weights[..., None] * (colour[:, :, 1:] + colour[:, :, :-1]) / 2).sum(dim=2)
     if white_background:
         seen = seen + (1 - total)[..., None]
-    depth = ((weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1) / total).nan_to_num(nan=float("inf"))
+    depth = ((weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1) / total).nan_to_num(
+        nan=float("inf")
+    )
     depth = depth.clamp(depths.min(), depths.max())
     return rendering.Composite(seen, depth, total, weights, depths, density)

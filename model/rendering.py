@@ -1,8 +1,6 @@
 """Volume rendering: rays, samples along them, compositing (paper section 3.4, Eq. 6).
-
-Shapes: N frames, R side of the image, Q = R^2 rays, S samples per ray, C features. Depth is the distance along the unit
-ray, in world units.
-"""
+Shapes: N frames, R side of the image, Q = R^2 rays, S samples per ray, C features. Depth is the distance
+along the unit ray, in world units."""
 
 from __future__ import annotations
 
@@ -16,7 +14,8 @@ from model.triplane import Decoder, sample_planes
 
 
 def rays(cameras: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
-    """cameras [N, 25] -> origins [N, 3] and unit directions [N, Q, 3] through the pixel centres, row by row."""
+    """cameras [N, 25] -> origins [N, 3] and unit directions [N, Q, 3] through the pixel centres, row by
+    row."""
     pose, k = cameras[:, :16].view(-1, 4, 4), cameras[:, 16:].view(-1, 3, 3)
     fx, skew, cx = k[:, 0, 0, None], k[:, 0, 1, None], k[:, 0, 2, None]
     fy, cy = k[:, 1, 1, None], k[:, 1, 2, None]
@@ -42,15 +41,17 @@ def box_limits(origins: Tensor, directions: Tensor, side: float) -> tuple[Tensor
 def ray_limits(
     origins: Tensor, directions: Tensor, start: float | None, end: float | None, side: float
 ) -> tuple[Tensor, Tensor]:
-    """First and last depth per ray, [N, Q, 1]: the given numbers, or the box's; a ray that misses takes the range of
-    those that hit."""
+    """First and last depth per ray, [N, Q, 1]: the given numbers, or the box's; a ray that misses takes the
+    range of those that hit."""
     n, q, _ = directions.shape
     if start is not None and end is not None:
         return directions.new_full((n, q, 1), start), directions.new_full((n, q, 1), end)
     enter, leave = box_limits(origins[:, None], directions, side)
     hit = leave > enter
     if not bool(hit.any()):
-        raise ValueError(f"no ray meets the box of side {side:g}; point the camera at the origin or set ray_start, ray_end")
+        raise ValueError(
+            f"no ray meets the box of side {side:g}; point the camera at the origin or set ray_start, ray_end"
+        )
     enter = enter.clamp(min=0)
     return torch.where(hit, enter, enter[hit].min()), torch.where(hit, leave, leave[hit].max())
 
@@ -58,8 +59,8 @@ def ray_limits(
 def stratified_depths(
     start: Tensor, end: Tensor, samples: int, jitter: Tensor | None = None, *, disparity: bool = False
 ) -> Tensor:
-    """[N, Q, 1] limits -> [N, Q, S] increasing depths. `jitter` [N, Q, S] in [0, 1) moves each sample by up to one
-    bin, outwards only: the last may pass the end."""
+    """[N, Q, 1] limits -> [N, Q, S] increasing depths. `jitter` [N, Q, S] in [0, 1) moves each sample by up
+    to one bin, outwards only: the last may pass the end."""
     steps = torch.linspace(0, 1, samples, device=start.device, dtype=start.dtype)
     if disparity:
         steps = steps + (0 if jitter is None else jitter / (samples - 1))
@@ -70,7 +71,6 @@ def stratified_depths(
 
 def inverse_cdf(bins: Tensor, weights: Tensor, u: Tensor, eps: float = 1e-5) -> Tensor:
     """Samples of a piecewise constant density: bins [..., K + 1], weights [..., K], u [..., F] -> [..., F].
-
     Intervals that hold less than `eps` of the mass collapse to their lower end (nearly: denominator 1).
     """
     pdf = weights + eps
@@ -87,11 +87,10 @@ def inverse_cdf(bins: Tensor, weights: Tensor, u: Tensor, eps: float = 1e-5) -> 
 
 @torch.no_grad()
 def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
-    """Fine depths where the coarse weights are: depths [N, Q, S], weights [N, Q, S - 1], u [N, Q, F] -> [N, Q, F].
-
-    The weights are smoothed by a max over neighbours, a mean over neighbours and + 0.01; the first and the last
-    interval are left out. No gradient passes.
-    """
+    """Fine depths where the coarse weights are: depths [N, Q, S], weights [N, Q, S - 1], u [N, Q, F] -> [N,
+    Q, F].
+    The weights are smoothed by a max over neighbours, a mean over neighbours and + 0.01; the first and the
+    last interval are left out. No gradient passes."""
     w = F.max_pool1d(weights.flatten(0, 1)[:, None], 2, stride=1, padding=1)
     w = F.avg_pool1d(w, 2, stride=1)[:, 0].view_as(weights) + 0.01
     middles = (depths[..., :-1] + depths[..., 1:]) / 2
@@ -99,10 +98,10 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
 
 
 def interval_weights(density: Tensor, depths: Tensor) -> Tensor:
-    """Raw density [N, Q, S] at sorted depths [N, Q, S] -> weights [N, Q, S - 1] of the intervals between them.
-
-    Eq. 6, discretised: sigma of an interval is softplus(mean of its ends - 1); there is no infinite last interval.
-    """
+    """Raw density [N, Q, S] at sorted depths [N, Q, S] -> weights [N, Q, S - 1] of the intervals between
+    them.
+    Eq. 6, discretised: sigma of an interval is softplus(mean of its ends - 1); there is no infinite last
+    interval."""
     sigma = F.softplus((density[..., :-1] + density[..., 1:]) / 2 - 1)
     alpha = -torch.expm1(-sigma * (depths[..., 1:] - depths[..., :-1]))
     transmitted = torch.cumprod(1 - alpha + 1e-10, dim=-1)
@@ -110,8 +109,8 @@ def interval_weights(density: Tensor, depths: Tensor) -> Tensor:
 
 
 def point_weights(weights: Tensor) -> Tensor:
-    """Interval weights [..., S - 1] -> weights of the samples [..., S]. Interval colours are means of the two ends, so
-    sum_i w_i (c_i + c_{i+1}) / 2 = sum_j v_j c_j with v_j = (w_j + w_{j-1}) / 2."""
+    """Interval weights [..., S - 1] -> weights of the samples [..., S]. Interval colours are means of the two
+    ends, so sum_i w_i (c_i + c_{i+1}) / 2 = sum_j v_j c_j with v_j = (w_j + w_{j-1}) / 2."""
     return (F.pad(weights, (0, 1)) + F.pad(weights, (1, 0))) / 2
 
 
@@ -133,9 +132,11 @@ class Composite:
     """[N, Q, S] raw, sorted"""
 
 
-def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False) -> Composite:
-    """density, depths [N, Q, S] in any order; colours a list of [N, Q, S_k, C] whose S_k add up to S in that order.
-
+def composite(
+    density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False
+) -> Composite:
+    """density, depths [N, Q, S] in any order; colours a list of [N, Q, S_k, C] whose S_k add up to S in that
+    order.
     Only densities are sorted; the sample weights go back to the unsorted order, so colours are never moved.
     """
     sorted_depths, order = depths.sort(dim=-1)
@@ -147,12 +148,14 @@ def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_b
     n, q, _ = depths.shape
     colour = depths.new_zeros(())
     for part, c in zip(v.split([c.shape[2] for c in colours], dim=-1), colours, strict=True):
-        colour = colour + torch.bmm(part.reshape(n * q, 1, -1), c.reshape(n * q, c.shape[2], -1).to(part.dtype))
+        colour = colour + torch.bmm(
+            part.reshape(n * q, 1, -1), c.reshape(n * q, c.shape[2], -1).to(part.dtype)
+        )
     colour = colour.view(n, q, -1)
     if white_background:
         colour = colour + (1 - total)[..., None]
-    # An empty ray has depth 0 / 0: it takes the last depth of its own frame (official: of the whole batch, so that a
-    # frame's depth depends on its batch mates).
+    # An empty ray has depth 0 / 0: it takes the last depth of its own frame (official: of the whole batch, so
+    # that a frame's depth depends on its batch mates).
     depth = ((v_sorted * sorted_depths).sum(dim=-1) / total).nan_to_num(nan=float("inf"))
     first, last = sorted_depths.flatten(1).min(dim=1).values, sorted_depths.flatten(1).max(dim=1).values
     depth = torch.minimum(torch.maximum(depth, first[:, None]), last[:, None])
@@ -168,7 +171,14 @@ def expected_points(weights: Tensor, depths: Tensor, origins: Tensor, directions
 
 
 def shade(
-    planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, *, axes: Tensor, box_warp: float, decoder: Decoder
+    planes: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    depths: Tensor,
+    *,
+    axes: Tensor,
+    box_warp: float,
+    decoder: Decoder,
 ) -> tuple[Tensor, Tensor]:
     """Colours [N, Q, S, C] and raw densities [N, Q, S] at the samples of depth [N, Q, S]."""
     n, q, s = depths.shape

@@ -1,9 +1,8 @@
-"""One training update and all that surrounds it: draws, schedules, optimisers, averages (paper A.1, model facts 8-10).
-
-An update is G-main, [G-reg], D-main, [D-reg], EMA, in that order; every phase draws afresh and steps its optimiser.
-"samples" counts real videos over all workers. Draws come from generators that are passed in: a worker of several draws
-the global batch from (seed, step) and takes its rows.
-"""
+"""One training update and all that surrounds it: draws, schedules, optimisers, averages (paper A.1, model
+facts 8-10).
+An update is G-main, [G-reg], D-main, [D-reg], EMA, in that order; every phase draws afresh and steps its
+optimiser. "samples" counts real videos over all workers. Draws come from generators that are passed in: a
+worker of several draws the global batch from (seed, step) and takes its rows."""
 
 from __future__ import annotations
 
@@ -27,7 +26,8 @@ Phase = Literal["generator_main", "generator_reg", "discriminator_main", "discri
 PHASES: tuple[Phase, ...] = ("generator_main", "generator_reg", "discriminator_main", "discriminator_reg")
 
 
-# --- schedules -------------------------------------------------------------------------------------------------------
+# --- schedules
+# -------------------------------------------------------------------------------------------------------
 
 
 def blur_sigma(samples: float, recipe: Recipe) -> float:
@@ -38,7 +38,8 @@ def blur_sigma(samples: float, recipe: Recipe) -> float:
 
 
 def swap_probability(samples: float, recipe: Recipe) -> float:
-    """Probability that a video's mapping network sees another video's cameras: 1, falling to `swap_probability`."""
+    """Probability that a video's mapping network sees another video's cameras: 1, falling to
+    `swap_probability`."""
     fade = recipe.swap_fade_kvideos * 1000
     done = min(samples / fade, 1.0) if fade > 0 else 1.0
     return 1 + (recipe.swap_probability - 1) * done
@@ -61,9 +62,10 @@ def ema_beta(samples: float, recipe: Recipe) -> float:
 
 def phases(step: int, recipe: Recipe) -> list[Phase]:
     """The phases of update `step` (0, 1, ...) in order; the lazy ones include update 0."""
+    intervals = (1, recipe.generator_reg_interval, 1, recipe.discriminator_reg_interval)
     return [
         phase
-        for phase, interval in zip(PHASES, (1, recipe.generator_reg_interval, 1, recipe.discriminator_reg_interval), strict=True)
+        for phase, interval in zip(PHASES, intervals, strict=True)
         if step % interval == 0
     ]  # fmt: skip
 
@@ -82,7 +84,8 @@ def discriminator_adam(recipe: Recipe) -> dict[str, Any]:
     return adam_kwargs(recipe.lr_discriminator, recipe.discriminator_reg_interval, recipe.betas)
 
 
-# --- draws -----------------------------------------------------------------------------------------------------------
+# --- draws
+# -----------------------------------------------------------------------------------------------------------
 
 
 def step_generator(seed: int, step: int, phase: Phase) -> torch.Generator:
@@ -102,14 +105,19 @@ def _seeded(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
-def sample_latents(videos: int, config: ModelConfig, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def sample_latents(
+    videos: int, config: ModelConfig, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """z [B, z_dim] and z_m [B, z_m_dim], both N(0, I)."""
     z = torch.randn(videos, config.z_dim, generator=generator)
     return z, torch.randn(videos, config.z_m_dim, generator=generator)
 
 
-def sample_times(videos: int, config: ModelConfig, recipe: Recipe, generator: torch.Generator | None = None) -> Tensor:
-    """[B, n] sorted times of generated frames: the Beta pair for n = 2, n uniforms beyond; on the frame grid if asked."""
+def sample_times(
+    videos: int, config: ModelConfig, recipe: Recipe, generator: torch.Generator | None = None
+) -> Tensor:
+    """[B, n] sorted times of generated frames: the Beta pair for n = 2, n uniforms beyond; on the frame grid
+    if asked."""
     uniforms = torch.rand(videos, config.discriminator_frames, generator=generator)
     t: Tensor = times.unsorted_times(uniforms)
     if recipe.fake_time == "grid":
@@ -119,7 +127,8 @@ def sample_times(videos: int, config: ModelConfig, recipe: Recipe, generator: to
 
 
 def swap_cameras(cameras: Tensor, swap: Tensor) -> Tensor:
-    """cameras [B, T, 25] of the global batch, swap [B] bool -> those of the previous video (cyclic) where swapped."""
+    """cameras [B, T, 25] of the global batch, swap [B] bool -> those of the previous video (cyclic) where
+    swapped."""
     if swap.shape != cameras.shape[:1]:
         raise ValueError(f"swap has shape {list(swap.shape)}; give one coin per video, [{cameras.shape[0]}]")
     return torch.where(swap.to(cameras.device)[:, None, None], cameras.roll(1, dims=0), cameras)
@@ -136,40 +145,48 @@ def draw_inputs(
     t = sample_times(videos, config, recipe, generator)
     if recipe.fake_camera_time == "matched":
         if matched_times is None:
-            raise ValueError("fake_camera_time is 'matched' but matched_times is None; pass the cameras' times")
+            raise ValueError(
+                "fake_camera_time is 'matched' but matched_times is None; pass the cameras' times"
+            )
         t = matched_times.to(t)
     swap = torch.rand(videos, generator=generator) < swap_probability(samples, recipe)
     return GeneratorInputs(
         z=z, z_m=z_m, times=t, cameras=cameras,
-        mapping_cameras=None if not config.generator_camera else swap_cameras(shared_for_mapping(cameras, config), swap),
+        mapping_cameras=swap_cameras(shared_for_mapping(cameras, config), swap),
         rendering_resolution=rendering_resolution(samples, recipe, config.rendering.resolution),
     )  # fmt: skip
 
 
 def shared_for_mapping(cameras: Tensor, config: ModelConfig) -> Tensor:
-    """The mapping network's cameras in training: frame 0's for `map` and `all`, each frame's own otherwise."""
+    """The mapping network's cameras in training: frame 0's for `map` and `all`, each frame's own
+    otherwise."""
     share = config.camera_conditioning in ("map", "all")
     return cameras[:, :1].expand_as(cameras) if share else cameras
 
 
 def rows(inputs: GeneratorInputs, rank: int, workers: int) -> GeneratorInputs:
-    """Worker `rank`'s videos rank, rank + workers, ... of a global batch: with them the minibatch-std groups are those
-    of one worker."""
+    """Worker `rank`'s videos rank, rank + workers, ... of a global batch: with them the minibatch-std groups
+    are those of one worker."""
     if inputs.z.shape[0] % workers:
-        raise ValueError(f"a batch of {inputs.z.shape[0]} videos cannot be split over {workers} workers; use a multiple")
+        raise ValueError(
+            f"a batch of {inputs.z.shape[0]} videos cannot be split over {workers} workers; use a multiple"
+        )
     part = slice(rank, None, workers)
     mapping = None if inputs.mapping_cameras is None else inputs.mapping_cameras[part]
     return replace(inputs, z=inputs.z[part], z_m=inputs.z_m[part], times=inputs.times[part],
                    cameras=inputs.cameras[part], mapping_cameras=mapping)  # fmt: skip
 
 
-# --- the update ------------------------------------------------------------------------------------------------------
+# --- the update
+# ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def frozen(*networks: nn.Module | None) -> Iterator[None]:
     """No parameter gradients inside (the discriminators in the generator's step)."""
-    parameters = [p for network in networks if network is not None for p in network.parameters() if p.requires_grad]
+    parameters = [
+        p for network in networks if network is not None for p in network.parameters() if p.requires_grad
+    ]
     for p in parameters:
         p.requires_grad_(False)
     try:
@@ -185,8 +202,8 @@ def check_finite(terms: Mapping[str, Tensor | float], step: int) -> dict[str, fl
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"loss term {name} is {value} at step {step}; resume from the last checkpoint with a lower learning rate "
-                "or a higher r1_gamma, or look at the batch of that step"
+                f"loss term {name} is {value} at step {step}; resume from the last checkpoint with a lower "
+                "learning rate or a higher r1_gamma, or look at the batch of that step"
             )
     return values
 
@@ -197,7 +214,9 @@ def ema_update(ema: nn.Module, model: nn.Module, beta: float) -> None:
     averaged = dict(ema.named_parameters())
     current = dict(model.named_parameters())
     if averaged.keys() != current.keys():
-        raise ValueError(f"the averaged model differs from the model in {sorted(averaged.keys() ^ current.keys())[:3]}; copy it anew")
+        raise ValueError(
+            f"the averaged model lacks or adds {sorted(averaged.keys() ^ current.keys())[:3]}; copy it anew"
+        )
     torch._foreach_lerp_([averaged[n] for n in current], list(current.values()), 1 - beta)
     for target, source in zip(ema.buffers(), model.buffers(), strict=True):
         target.copy_(source)
@@ -229,7 +248,9 @@ def build(config: ModelConfig, recipe: Recipe) -> Networks:
     d_vid = VideoDiscriminator(config) if config.discriminator.video else None
 
     def adam(network: nn.Module | None) -> torch.optim.Optimizer | None:
-        return None if network is None else torch.optim.Adam(network.parameters(), **discriminator_adam(recipe))
+        return (
+            None if network is None else torch.optim.Adam(network.parameters(), **discriminator_adam(recipe))
+        )
 
     return Networks(
         generator=generator, generator_ema=ema, d_img=d_img, d_vid=d_vid,
@@ -239,7 +260,13 @@ def build(config: ModelConfig, recipe: Recipe) -> Networks:
 
 
 def generator_step(
-    nets: Networks, inputs: GeneratorInputs, recipe: Recipe, *, step: int, density: bool = False, blur: float = 0.0
+    nets: Networks,
+    inputs: GeneratorInputs,
+    recipe: Recipe,
+    *,
+    step: int,
+    density: bool = False,
+    blur: float = 0.0,
 ) -> dict[str, float]:
     """G-main, or with `density` G-reg: loss, gradient, one Adam step. Returns the weighted terms."""
     nets.adam_generator.zero_grad(set_to_none=True)
@@ -247,7 +274,9 @@ def generator_step(
         if density:
             terms = losses.density_regularization(nets.generator, inputs, recipe)
         else:
-            terms = losses.generator_main_loss(nets.generator, nets.d_img, nets.d_vid, inputs, recipe, blur_sigma=blur)
+            terms = losses.generator_main_loss(
+                nets.generator, nets.d_img, nets.d_vid, inputs, recipe, blur_sigma=blur
+            )
         values = check_finite(terms, step)
         torch.stack(list(terms.values())).sum().backward()
     nets.adam_generator.step()
@@ -271,7 +300,9 @@ def discriminator_step(
     return values
 
 
-def r1_step(nets: Networks, real: Sample, recipe: Recipe, *, step: int, blur: float = 0.0) -> dict[str, float]:
+def r1_step(
+    nets: Networks, real: Sample, recipe: Recipe, *, step: int, blur: float = 0.0
+) -> dict[str, float]:
     """D-reg: R1 of both discriminators."""
     values: dict[str, float] = {}
     for network, adam in nets.discriminators():

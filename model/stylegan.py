@@ -1,6 +1,5 @@
-"""StyleGAN2 parts: mapping network, modulated synthesis layers and blocks. Module names are those of the published
-checkpoints.
-
+"""StyleGAN2 parts: mapping network, modulated synthesis layers and blocks. Module names are those of the
+published checkpoints.
 Shapes: N frames, C channels, W = w_dim.
 """
 
@@ -88,12 +87,14 @@ class MappingNetwork(nn.Module):
 
     @torch.no_grad()
     def update_w_avg(self, w: Tensor) -> None:
-        """Move the running mean of w [N, W] (official: only in the generator run of the discriminator step)."""
+        """Move the running mean of w [N, W] (official: only in the generator run of the discriminator
+        step)."""
         assert self.w_avg_beta is not None
         self.w_avg.copy_(w.detach().float().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
 
     def broadcast(self, w: Tensor, num_ws: int, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
-        """w [N, W] -> ws [N, num_ws, W]; the first `cutoff` of them (all if None) pulled towards the mean by psi."""
+        """w [N, W] -> ws [N, num_ws, W]; the first `cutoff` of them (all if None) pulled towards the mean by
+        psi."""
         ws = w[:, None].expand(-1, num_ws, -1)
         if psi == 1:
             return ws
@@ -102,13 +103,21 @@ class MappingNetwork(nn.Module):
 
 
 class SynthesisLayer(nn.Module):
-    """Demodulated 3 x 3 modulated convolution, noise, bias, leaky ReLU (gain sqrt 2); optionally twice the size."""
+    """Demodulated 3 x 3 modulated convolution, noise, bias, leaky ReLU (gain sqrt 2); optionally twice the
+    size."""
 
     resample_filter: Tensor
     noise_const: Tensor
 
     def __init__(
-        self, inputs: int, outputs: int, *, w_dim: int, resolution: int, up: bool = False, clamp: float | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        w_dim: int,
+        resolution: int,
+        up: bool = False,
+        clamp: float | None = None,
     ) -> None:
         super().__init__()
         self.resolution, self.up, self.clamp = resolution, up, clamp
@@ -129,12 +138,18 @@ class SynthesisLayer(nn.Module):
         return ops.draw(shape, random, like=self.noise_const, normal=True) * self.noise_strength
 
     def forward(
-        self, x: Tensor, w: Tensor, noise_mode: NoiseMode = "random", random: ops.Random = None, gain: float = 1.0
+        self,
+        x: Tensor,
+        w: Tensor,
+        noise_mode: NoiseMode = "random",
+        random: ops.Random = None,
+        gain: float = 1.0,
     ) -> Tensor:
         """x [N, I, H, W], w [N, W] -> [N, O, H', W']"""
         return modulated_layer(
-            x, self.weight, self.affine(w), self.noise(x, noise_mode, random), self.bias, gain=ops.SQRT2 * gain,
-            clamp=None if self.clamp is None else self.clamp * gain, up=self.up, kernel=self.resample_filter,
+            x, self.weight, self.affine(w), self.noise(x, noise_mode, random), self.bias,
+            gain=ops.SQRT2 * gain, clamp=None if self.clamp is None else self.clamp * gain,
+            up=self.up, kernel=self.resample_filter,
         )  # fmt: skip
 
 
@@ -152,7 +167,9 @@ class ToRGB(nn.Module):
         """x [N, I, H, W], w [N, W] -> [N, O, H, W] in fp32"""
         n, i, height, width = x.shape
         styles = self.affine(w) / i**0.5
-        weight = (self.weight[:, :, 0, 0] * styles[:, None]).to(x.dtype)  # [N, O, I]: as small as the styles' work
+        weight = (self.weight[:, :, 0, 0] * styles[:, None]).to(
+            x.dtype
+        )  # [N, O, I]: as small as the styles' work
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, i)
             y = torch.bmm(pixels, weight.transpose(1, 2)).view(n, height, width, -1).permute(0, 3, 1, 2)
@@ -164,16 +181,14 @@ class ToRGB(nn.Module):
 
 class SynthesisBlock(nn.Module):
     """One resolution of the skip generator: S^0, motion, S^1 and the to-RGB skip (paper Eq. 2, Figure 3).
-
-    The first block (inputs 0) starts from a learned constant and has one convolution only, so its motion enters after
-    it and no S^1 follows; the paper's formula has both for every k.
-    """
+    The first block (inputs 0) starts from a learned constant and has one convolution only, so its motion
+    enters after it and no S^1 follows; the paper's formula has both for every k."""
 
     resample_filter: Tensor
 
     def __init__(
-        self, inputs: int, channels: int, image_channels: int, *, w_dim: int, resolution: int, up: bool = True,
-        clamp: float | None = None, motion: nn.Module | None = None,
+        self, inputs: int, channels: int, image_channels: int, *, w_dim: int, resolution: int,
+        up: bool = True, clamp: float | None = None, motion: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.inputs, self.up, self.resolution = inputs, up, resolution
@@ -181,7 +196,9 @@ class SynthesisBlock(nn.Module):
         if inputs == 0:
             self.const = nn.Parameter(torch.randn(channels, resolution, resolution))
         else:
-            self.conv0 = SynthesisLayer(inputs, channels, w_dim=w_dim, resolution=resolution, up=up, clamp=clamp)
+            self.conv0 = SynthesisLayer(
+                inputs, channels, w_dim=w_dim, resolution=resolution, up=up, clamp=clamp
+            )
         if motion is not None:
             self.motion_time_fuser = motion
         self.has_motion = motion is not None
@@ -197,8 +214,8 @@ class SynthesisBlock(nn.Module):
         self, x: Tensor | None, image: Tensor | None, ws: Tensor, motion_time: Tensor | None = None,
         noise_mode: NoiseMode = "random", random: ops.Random = None, dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """x [N, I, H, W], image [N, image channels, H, W], ws [N, convolutions + 1, W], motion_time = z_m t [N, M]
-        -> x [N, C, H', W'], image [N, image channels, H', W']"""
+        """x [N, I, H, W], image [N, image channels, H, W], ws [N, convolutions + 1, W], motion_time = z_m t
+        [N, M] -> x [N, C, H', W'], image [N, image channels, H', W']"""
         if self.inputs == 0:
             x = self.const.to(dtype or self.const.dtype)[None].expand(ws.shape[0], -1, -1, -1)
             x = self.conv1(x, ws[:, 0], noise_mode, random)
@@ -212,7 +229,9 @@ class SynthesisBlock(nn.Module):
             rgb = rgb + (ops.fir_upsample(image, self.resample_filter) if self.up else image)
         return cast(Tensor, x), rgb
 
-    def _fuse(self, x: Tensor, motion_time: Tensor | None, noise_mode: NoiseMode, random: ops.Random) -> Tensor:
+    def _fuse(
+        self, x: Tensor, motion_time: Tensor | None, noise_mode: NoiseMode, random: ops.Random
+    ) -> Tensor:
         if not self.has_motion:
             return x
         fused: Tensor = self.motion_time_fuser(x, motion_time, noise_mode, random)

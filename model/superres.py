@@ -1,4 +1,5 @@
-"""Super-resolution: rendered feature image and raw RGB -> the final frame (the R(.) of the paper's section 3.1)."""
+"""Super-resolution: rendered feature image and raw RGB -> the final frame (the R(.) of the paper's section
+3.1)."""
 
 from __future__ import annotations
 
@@ -11,17 +12,28 @@ from model.stylegan import SynthesisBlock
 
 
 class SuperResolution(nn.Module):
-    """Two synthesis blocks without noise, styled by the last w. The first keeps its size if output = 2 x input."""
+    """Two synthesis blocks without noise, styled by the last w. The first keeps its size if output = 2 x
+    input."""
 
-    def __init__(self, features: int, *, w_dim: int, img_resolution: int, config: SuperResolutionConfig) -> None:
+    def __init__(
+        self, features: int, *, w_dim: int, img_resolution: int, config: SuperResolutionConfig
+    ) -> None:
         super().__init__()
         self.input_resolution = config.input_resolution
         first, second = config.channels
         half = img_resolution // 2
         self.block0 = SynthesisBlock(
-            features, first, 3, w_dim=w_dim, resolution=half, up=half != config.input_resolution, clamp=config.conv_clamp
+            features,
+            first,
+            3,
+            w_dim=w_dim,
+            resolution=half,
+            up=half != config.input_resolution,
+            clamp=config.conv_clamp,
         )
-        self.block1 = SynthesisBlock(first, second, 3, w_dim=w_dim, resolution=img_resolution, clamp=config.conv_clamp)
+        self.block1 = SynthesisBlock(
+            first, second, 3, w_dim=w_dim, resolution=img_resolution, clamp=config.conv_clamp
+        )
 
     def forward(self, rgb: Tensor, features: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
         """rgb [N, 3, R, R], features [N, C, R, R], w [N, W] -> [N, 3, H, H]"""

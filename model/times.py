@@ -1,8 +1,8 @@
-"""When a video is looked at: the laws of the sampled times (model facts section 8). Arrays in, arrays out; no torch.
-
+"""When a video is looked at: the laws of the sampled times (model facts section 8). Arrays in, arrays out; no
+torch.
 The paper (A.1) draws the pair (t_i, t_j) from Beta distributions as DIGAN does: one from Beta(2, 1), one from
-Beta(1, 2), then sorted. For n > 2 frames (patent [0071]) the times are n sorted uniform draws. The functions take
-uniform numbers, so that numpy and torch, one worker and many, get the same times from the same draws.
+Beta(1, 2), then sorted. For n > 2 frames (patent [0071]) the times are n sorted uniform draws. The functions
+take uniform numbers, so that numpy and torch, one worker and many, get the same times from the same draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 
 def unsorted_times(uniforms: Any) -> Any:
-    """Times in [0, 1] of independent uniforms [..., n] (numpy or torch): the Beta pair for n = 2, else uniform."""
+    """Times in [0, 1] of independent uniforms [..., n] (numpy or torch): the Beta pair for n = 2, else
+    uniform."""
     n = uniforms.shape[-1]
     if n < 2:
         raise ValueError(f"{n} frames per video; a video discriminator needs 2 or more")

@@ -1,5 +1,4 @@
 """From planes to density and colour at 3-D points (paper section 3.4, Eq. 5).
-
 Shapes: N frames, P planes, C features, M points.
 """
 
@@ -18,23 +17,28 @@ def project(points: Tensor, axes: Tensor) -> Tensor:
 
 
 def sample_planes(planes: Tensor, points: Tensor, axes: Tensor, box_warp: float) -> Tensor:
-    """Bilinear features, zero outside the box of side `box_warp`: [N, P, C, H, W], [N, M, 3] -> [N, P, M, C]."""
+    """Bilinear features, zero outside the box of side `box_warp`: [N, P, C, H, W], [N, M, 3] -> [N, P, M,
+    C]."""
     n, p, c, h, w = planes.shape
     grid = project(points * (2 / box_warp), axes).reshape(n * p, -1, 1, 2).to(planes.dtype)
-    flat = planes.reshape(n * p, c, h, w).contiguous(memory_format=torch.channels_last)  # one pixel's features together
+    flat = planes.reshape(n * p, c, h, w).contiguous(
+        memory_format=torch.channels_last
+    )  # one pixel's features together
     features = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return features.view(n, p, c, -1).transpose(2, 3)
 
 
 class Decoder(nn.Module):
-    """Mean plane feature -> raw density and colour feature: the "Decoder" of Eq. 5, one hidden layer with softplus.
-
+    """Mean plane feature -> raw density and colour feature: the "Decoder" of Eq. 5, one hidden layer with
+    softplus.
     The view direction is not used.
     """
 
     def __init__(self, features: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(FullyConnected(features, hidden), nn.Softplus(), FullyConnected(hidden, 1 + outputs))
+        self.net = nn.Sequential(
+            FullyConnected(features, hidden), nn.Softplus(), FullyConnected(hidden, 1 + outputs)
+        )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[N, P, M, C] -> colour [N, M, outputs] in (0, 1), raw density [N, M, 1] (before softplus)"""

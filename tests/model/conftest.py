@@ -116,11 +116,20 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def agree(name: str, ours: torch.Tensor, theirs: torch.Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
+def agree(
+    name: str, ours: torch.Tensor, theirs: torch.Tensor, rtol: float = 1e-4, atol: float = 1e-4
+) -> None:
     """Same shape and same values."""
-    assert tuple(ours.shape) == tuple(theirs.shape), f"{name}: {tuple(ours.shape)} is not {tuple(theirs.shape)}"
+    assert tuple(ours.shape) == tuple(theirs.shape), (
+        f"{name}: {tuple(ours.shape)} is not {tuple(theirs.shape)}"
+    )
     torch.testing.assert_close(
-        ours.detach().double(), theirs.double(), rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{name}: {m}"
+        ours.detach().double(),
+        theirs.double(),
+        rtol=rtol,
+        atol=atol,
+        equal_nan=True,
+        msg=lambda m: f"{name}: {m}",
     )
 
 

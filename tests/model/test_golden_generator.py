@@ -13,7 +13,16 @@ TIGHT = {
     "out/w": 1e-5, "out/ws": 1e-5, "w_m": 1e-5, "ray": 1e-6, "coarse_depths": 1e-6, "coarse_weights": 1e-5,
     "all_depths": 1e-5, "all_weights": 1e-5, "feature_image": 1e-5, "image_raw": 1e-5,
 }  # fmt: skip
-INPUTS = {"in/z", "in/z_m", "in/Ts", "in/c", "in/c_shared", "rand/coarse_jitter", "rand/fine_u", "points/coords"}
+INPUTS = {
+    "in/z",
+    "in/z_m",
+    "in/Ts",
+    "in/c",
+    "in/c_shared",
+    "rand/coarse_jitter",
+    "rand/fine_u",
+    "points/coords",
+}
 
 
 def moments(x):
@@ -48,7 +57,9 @@ def computed(golden):
         out["out/ws"] = ws.flatten(0, 1)
         out["out/w"] = ws.flatten(0, 1)[:, 0]
         psi, cutoff = golden.sizes["truncation_psi"], golden.sizes["truncation_cutoff"]
-        out["out/ws_truncated"] = net.map(z, cameras, truncation_psi=psi, truncation_cutoff=cutoff).flatten(0, 1)
+        out["out/ws_truncated"] = net.map(z, cameras, truncation_psi=psi, truncation_cutoff=cutoff).flatten(
+            0, 1
+        )
         ws_shared = net.map(z, net.condition(cameras)[0])  # eval mode: frame 0's camera for all
         out["out/ws_shared_camera"] = ws_shared.flatten(0, 1)
         out["planes_first_video"] = planes[0].flatten(1, 2)
@@ -67,9 +78,11 @@ def computed(golden):
         all_sigma = torch.cat([sigma, fine_sigma], dim=-1)
         seen = rendering.composite(all_sigma, torch.cat([depths, fine], dim=-1), [colour, fine_colour])
         out |= {
-            "out/ray_origins": origins[:, None], "out/ray_directions": directions, "out/coarse_depths": depths,
-            "out/coarse_sigma": sigma, "out/coarse_weights": weights, "out/all_depths": seen.depths,
-            "out/all_sigma": seen.density, "out/all_weights": seen.weights, "out/weight_total": seen.weight_total,
+            "out/ray_origins": origins[:, None], "out/ray_directions": directions,
+            "out/coarse_depths": depths, "out/coarse_sigma": sigma, "out/coarse_weights": weights,
+            "out/all_depths": seen.depths,
+            "out/all_sigma": seen.density, "out/all_weights": seen.weights,
+            "out/weight_total": seen.weight_total,
         }  # fmt: skip
         features, *_ = net.trace(flat, c, side, jitter, u)
         out["out/feature_image"] = features
