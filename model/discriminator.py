@@ -93,7 +93,7 @@ class DiscriminatorEpilogue(nn.Module):
         x = self.conv(ops.minibatch_std(x.float(), self.group))
         x = self.out(self.fc(x.flatten(1)))
         if cmap is None:
-            return cast(Tensor, x)
+            return x
         projected: Tensor = (x * cmap).sum(dim=1, keepdim=True) / self.cmap_dim**0.5
         return projected
 

@@ -11,7 +11,7 @@ z_m, t)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class Generator(nn.Module):
         if update_w_avg:
             self.backbone.mapping.update_w_avg(w)
         ws: Tensor = self.backbone.mapping.broadcast(w, self.config.num_ws, truncation_psi, truncation_cutoff)
-        return ws.unflatten(0, (-1, frames))
+        return cast(Tensor, ws.unflatten(0, (-1, frames)))
 
     def planes(
         self,

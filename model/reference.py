@@ -1,13 +1,14 @@
 """The same operators written the plain way: what tests compare the fast ones with, and what `bench` measures
 against.
 Scale activations -> `conv2d` -> demodulate; zeros inserted, then a 4 x 4 FIR; bias, activation, gain and
-clamp one by one; PyTorch's own double backward. `installed()` puts these into the networks for the time of a
+clamp one by one; PyTorch's own double backward; discriminators not frozen in the
+generator's step. `installed()` puts these into the networks for the time of a
 `with`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -151,6 +152,7 @@ def installed() -> Iterator[None]:
         patch("model.ops.fir_downsample", fir_downsample),
         patch("model.ops.fir_upsample", fir_upsample),
         patch("model.rendering.composite", composite),
+        patch("model.steps.frozen", lambda *networks: nullcontext()),
     ):
         yield
 
