@@ -16,7 +16,7 @@ units for each of theirs and their offset. So the camera of a frontal crop stand
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # Millimetres: x to the right of the picture, y up, z towards the camera; zero between the outer eye corners.
 # (index in the right half, index of its mirror, x, y, z); the two indices are equal on the axis.
@@ -62,7 +62,7 @@ _HALF_MM: tuple[tuple[int, int, float, float, float], ...] = (
     (66, 66, 0.0, -69.5, 28.5),
 )
 
-_WORLD_PER_MM = 0.993 * 0.27 / 100
+WORLD_PER_MM = 0.993 * 0.27 / 100
 _ORIGIN_MM = (0.0, -31.1, -68.9)
 
 RIGID = np.arange(17, 48)
@@ -80,6 +80,11 @@ def _face_mm() -> NDArray[np.float64]:
     return face
 
 
-LANDMARKS = (_face_mm() - _ORIGIN_MM) * _WORLD_PER_MM
+def to_world(points_mm: ArrayLike) -> NDArray[np.float64]:
+    """[..., 3] millimetres, as in the table above -> world units."""
+    return (np.asarray(points_mm, np.float64) - _ORIGIN_MM) * WORLD_PER_MM
+
+
+LANDMARKS = to_world(_face_mm())
 """float64 [68, 3], world units, iBUG order."""
 LANDMARKS.setflags(write=False)
