@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.checkpoints import CARD, Checkpoint, open_checkpoint
-from infra.storage import FolderStorage
+from infra.checkpoints import CARD
+from infra.storage import FolderStorage, Storage
 
 if TYPE_CHECKING:
     from model.generator import Generator
 
 REGISTERED = re.compile(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>[0-9]+))")
-WEIGHTS = "ema"
-"""The file of a checkpoint that is shown and evaluated: the running average of the generator."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +45,19 @@ def open_model(name: str, tracking: str) -> OpenModel:
             f"model {name!r}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION "
             "or the folder of a checkpoint"
         )
-    return of_checkpoint(open_checkpoint(FolderStorage(folder.resolve().parent), folder.resolve().name), name)
+    folder = folder.resolve()
+    return of_checkpoint(FolderStorage(folder.parent), folder.name, name)
 
 
-def of_checkpoint(checkpoint: Checkpoint, name: str = "") -> OpenModel:
+def of_checkpoint(store: Storage, key: str, name: str = "") -> OpenModel:
     """The averaged generator of a checkpoint. Raises ValueError when it is damaged or holds none."""
-    from model import camera, clips
-
-    return OpenModel(name or checkpoint.key, load_generator(checkpoint), clips, camera)
-
-
-def load_generator(checkpoint: Checkpoint) -> Generator:
     import torch
 
-    from model.config import ModelConfig, from_dict
-    from model.generator import Generator
+    from model import camera, clips
+    from pipelines.checkpoints import load_generator
 
-    generator = Generator(from_dict(ModelConfig, checkpoint.card["model"]))
-    generator.load_state_dict(checkpoint.load(WEIGHTS))
-    return generator.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    generator, _ = load_generator(store, key)
+    return OpenModel(name or key, generator.to("cuda" if torch.cuda.is_available() else "cpu"), clips, camera)
 
 
 def _registered(name: str, tracking: str) -> OpenModel:

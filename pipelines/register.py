@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 from pipelines.models import no_hints
 
 if TYPE_CHECKING:
+    from infra.checkpoints import Checkpoint
     from model.generator import Generator
+    from pipelines.workflow import Workflow
 
 log = logging.getLogger(__name__)
 
 CODE_FILE = Path(__file__).with_name("pyfunc_model.py")
+TAG_LENGTH = 5000
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 
 
@@ -38,6 +41,50 @@ class Version:
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+
+def register(workflow: Workflow) -> Version:
+    """Register the newest checkpoint under the workflow's name and alias; one that is registered is not
+    added again.
+
+    Raises ValueError when there is no checkpoint or no MLflow run of its training.
+    """
+    from pipelines.checkpoints import load_generator
+    from pipelines.evaluate import newest_checkpoint, run_id
+    from pipelines.models import registry
+
+    store, settings = workflow.store(), workflow.register
+    checkpoint, run = newest_checkpoint(workflow), run_id(workflow)
+    if run is None:
+        raise ValueError(
+            f"{checkpoint.key}: its training has no MLflow run; run `pv3d run --until train` again"
+        )
+    generator, _ = load_generator(store, checkpoint.key)
+    with registry(workflow.storage.tracking):
+        return register_generator(
+            generator,
+            name=settings.name,
+            alias=settings.alias,
+            run_id=run,
+            checkpoint=checkpoint.key,
+            tags=describe(workflow, checkpoint),
+        )
+
+
+def describe(workflow: Workflow, checkpoint: Checkpoint) -> dict[str, str]:
+    """The tags of a version: `step`, `data` (dataset version), `config` (hash), `licences` of the training
+    clips."""
+    from stages.shards import open_dataset
+
+    dataset = open_dataset(workflow.store())
+    config = json.dumps([checkpoint.card["variant"], workflow.train.model_dump(mode="json")], sort_keys=True)
+    licences = sorted({sample.licence for sample in dataset.samples if sample.split == "train"})
+    return {
+        "step": str(checkpoint.step),
+        "data": dataset.version,
+        "config": hashlib.sha256(config.encode()).hexdigest()[:12],
+        "licences": "; ".join(licences)[:TAG_LENGTH],
+    }
 
 
 def register_generator(

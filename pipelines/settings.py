@@ -68,6 +68,10 @@ class TrainSettings(Closed):
     zero_stage: int = 0
     """DeepSpeed ZeRO: 0, 1 or 2."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes GPUs when the cluster has one per worker."""
+    restarts: int = Field(default=3, ge=0)
+    """How often the workers are started again after one has died."""
     checkpoint_every: int = Field(default=1000, ge=1)
     sample_every: int = Field(default=1000, ge=1)
     log_every: int = Field(default=10, ge=1)
@@ -93,6 +97,12 @@ class EvaluateSettings(Closed):
     """Import paths of metric modules."""
     clips: int = Field(default=1000, ge=1)
     """Generated videos to measure on."""
+    mode: Literal["paper", "official"] = "paper"
+    """Definitions of appendix A.4 of the paper, or those that the authors' scripts compute."""
+    identity_backend: str = "stages.backends.dlib:DlibIdentity"
+    """Import path of the network behind `id/<its name>`."""
+    face_backend: str = "stages.backends.dlib:DlibFaces"
+    """Import path of the detector behind `faces_found/<its name>`."""
     frames: int = Field(default=16, ge=2)
     seed: int = 0
 

@@ -110,7 +110,7 @@ class WriteShards(GroupStage):
         """What a reader knows of a sample before it opens the shard."""
         held_out = _hash_number(clip.identity or clip.id) / 2**64 < self.held_out
         return {
-            "clip_id": clip.id, "identity": clip.identity, "source": clip.source,
+            "clip_id": clip.id, "identity": clip.identity, "source": clip.source, "licence": clip.licence,
             "split": "test" if held_out else "train", "frame_count": clip.frame_count, "fps": clip.fps,
             "size": clip.crop_size,
         }
@@ -164,6 +164,7 @@ class Sample:
     clip_id: str
     identity: str
     source: str                              # the video as the list names it
+    licence: str                             # of the footage, as listed
     split: str                               # "train" or "test"
     frame_count: int
     fps: float

@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.camera import Camera
+from model.camera import RADIUS, Camera
 from stages import backends
+from stages.cameras import CROP_DISTANCE
 from stages.face_model import LANDMARKS
 from stages.metrics import Evaluation, MultiView, Value, mean_of, missing_weights, not_computed
 from stages.metrics.warping import project
 
 ARCFACE = "model_ir_se50.pth"
-TRUE_DISTANCE = 2.86 / 2.7
-"""The 25 numbers carry a camera at radius 2.7 whose picture was taken from 2.86 (see `stages.face_model`)."""
 DETECTION_SIDE = 256
 
 
@@ -61,9 +60,14 @@ def video_similarity(view: MultiView, network: backends.IdentityBackend) -> floa
 
 
 def frame_landmarks(camera: NDArray[Any], side: int) -> NDArray[np.float32]:
-    """[68, 2] px: where an average face lies in a frame of `side` px seen by `camera` [25]."""
+    """[68, 2] px: where an average face lies in a frame of `side` px seen by `camera` [25].
+
+    The 25 numbers carry a camera at radius 2.7 whose picture was taken from `CROP_DISTANCE`.
+    """
     seen = Camera.decode(camera)
-    taken = Camera(rotation=seen.rotation, position=seen.position * TRUE_DISTANCE, intrinsics=seen.intrinsics)
+    taken = Camera(
+        rotation=seen.rotation, position=seen.position * CROP_DISTANCE / RADIUS, intrinsics=seen.intrinsics
+    )
     uv, _ = project(taken, np.asarray(LANDMARKS))
     return np.asarray(uv * side - 0.5, dtype=np.float32)
 

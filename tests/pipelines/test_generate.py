@@ -13,10 +13,11 @@ from infra.storage import FolderStorage  # noqa: E402
 from model import camera  # noqa: E402
 from model.config import tiny, to_dict  # noqa: E402
 from model.generator import Generator  # noqa: E402
+from pipelines.checkpoints import EMA  # noqa: E402
 from pipelines.generate import frames_of, generate, swing  # noqa: E402
 from pipelines.models import open_model  # noqa: E402
 from pipelines.register import register_generator  # noqa: E402
-from stages.video import probe, read_all  # noqa: E402
+from stages.video import probe  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def generator() -> Generator:
 @pytest.fixture(scope="module")
 def checkpoint(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("store")
-    card = {"model": to_dict(generator.config)}
-    save(FolderStorage(root), "train/checkpoints", 24, {"ema": generator.state_dict()}, card, keep=1)
+    card = {"variant": to_dict(tiny())}
+    save(FolderStorage(root), "train/checkpoints", 24, {EMA: generator.state_dict()}, card, keep=1)
     return root / "train" / "checkpoints" / "00000024"
 
 

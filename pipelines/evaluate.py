@@ -1,0 +1,239 @@
+"""Measure the last checkpoint: generated videos from two sides at two times, and the metrics that the
+workflow names.
+
+    evaluate/<step>-<key>.json     every figure with unit, direction and sample count, or why there is none
+
+`key` is a hash of the weights, the settings and the code that measures: what was measured is not measured
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.storage import Storage
+from stages import metrics
+from stages.metrics import Evaluation, Mode, MultiView, Value
+
+if TYPE_CHECKING:
+    from infra.checkpoints import Checkpoint
+    from pipelines.models import OpenModel
+    from pipelines.settings import EvaluateSettings
+    from pipelines.train_job import Job
+    from pipelines.workflow import Workflow
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+PREFIX = "evaluate"
+YAW_DEG = 30.0
+SEED_STRIDE = 1_000_000
+"""Videos of evaluation seed s are the seeds from s times this on, so that two evaluations share no video."""
+
+
+def evaluate(workflow: Workflow) -> dict[str, Any]:
+    """Evaluate the newest sound checkpoint unless that is done; returns what the json holds.
+
+    Raises ValueError when there is no checkpoint, or a metric or backend cannot be imported.
+    """
+    store = workflow.store()
+    checkpoint = newest_checkpoint(workflow)
+    computes = {path: metrics.load(path) for path in workflow.evaluate.metrics}
+    name = result_name(checkpoint, workflow.evaluate)
+    if store.exists(name):
+        log.info("evaluation of %s is done", checkpoint.key)
+        result = read_result(store, name)
+    else:
+        from pipelines.models import of_checkpoint
+
+        values = measure(of_checkpoint(store, checkpoint.key), workflow.evaluate, computes)
+        result = {
+            "schema": SCHEMA,
+            "checkpoint": checkpoint.key,
+            "step": checkpoint.step,
+            "settings": workflow.evaluate.model_dump(mode="json"),
+            "metrics": {key: value.to_json() for key, value in values.items()},
+        }
+        store.write(name, json.dumps(result, indent=1, allow_nan=False).encode())
+    _log_to_run(workflow, name.rpartition("/")[2], result)
+    return result
+
+
+def training(workflow: Workflow) -> Job:
+    """The training that the settings and the latest dataset make. Raises ValueError when there is no
+    dataset."""
+    from pipelines.train_job import Job
+    from stages.shards import open_dataset
+
+    dataset = open_dataset(workflow.store())
+    return Job(storage=workflow.storage, settings=workflow.train, dataset=dataset.version)
+
+
+def newest_checkpoint(workflow: Workflow) -> Checkpoint:
+    """Raises ValueError when training has left none."""
+    from infra.checkpoints import latest
+
+    store, job = workflow.store(), training(workflow)
+    found = latest(store, job.checkpoints)
+    if found is None:
+        raise ValueError(f"no checkpoint below {job.run} in {store.root}; run `pv3d run --until train` first")
+    return found
+
+
+def run_id(workflow: Workflow) -> str | None:
+    """The MLflow run of the training, None when it has none."""
+    store, job = workflow.store(), training(workflow)
+    if not store.exists(job.tracking_key):
+        return None
+    return str(json.loads(store.read(job.tracking_key))["run_id"])
+
+
+def result_name(checkpoint: Checkpoint, settings: EvaluateSettings) -> str:
+    """The key of a result without its ending. Another checkpoint, setting or version of a metric is another
+    name."""
+    from pipelines.checkpoints import EMA
+
+    code = hashlib.sha256()
+    for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py")):
+        code.update(file.read_bytes())
+    parts = [checkpoint.card["files"][EMA]["sha256"], settings.model_dump(mode="json"), code.hexdigest()]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{PREFIX}/{checkpoint.step:08d}-{key}.json"
+
+
+def read_result(store: Storage, key: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(store.read(key))
+    if result.get("schema") != SCHEMA:
+        raise ValueError(f"{key}: not of schema {SCHEMA}; delete it to evaluate again")
+    return result
+
+
+def measure(
+    opened: OpenModel, settings: EvaluateSettings, computes: dict[str, metrics.Compute]
+) -> dict[str, Value]:
+    """Generate the multi-view samples once, in a temporary folder, and run every metric on them."""
+    from pipelines.weights import find_weights
+
+    rendering = opened.generator.config.rendering
+    near, far = rendering.ray_start, rendering.ray_end
+    length = far - near if near is not None and far is not None else rendering.box_warp
+    values: dict[str, Value] = {}
+    with tempfile.TemporaryDirectory(prefix="pv3d-evaluate-") as folder:
+        views = generate_views(opened, settings, Path(folder))
+        evaluation = Evaluation(
+            views=views,
+            bin_size=length / (rendering.samples_coarse - 1),
+            mode=settings.mode,
+            identity_backend=settings.identity_backend,
+            face_backend=settings.face_backend,
+            weights=find_weights,
+        )
+        for path, compute in computes.items():
+            found = compute(evaluation)
+            log.info("%s: %s", path, ", ".join(f"{key} {_text(value)}" for key, value in found.items()))
+            values.update(found)
+    return values
+
+
+def _text(value: Value) -> str:
+    return f"not computed ({value.reason})" if value.value is None else f"{value.value:.4g} {value.unit}"
+
+
+@dataclass(frozen=True)
+class StoredViews:
+    """Multi-view samples in files, one per video; one is in memory at a time."""
+
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[MultiView]:
+        for file in self.files:
+            with np.load(file, allow_pickle=False) as arrays:
+                yield MultiView(**{f.name: arrays[f.name] for f in fields(MultiView)})
+
+
+def generate_views(opened: OpenModel, settings: EvaluateSettings, folder: Path) -> StoredViews:
+    """Write `settings.clips` samples into `folder`."""
+    from rich.console import Console
+    from rich.progress import track
+
+    files = []
+    numbers = range(settings.clips)
+    for number in track(
+        numbers, description="evaluation videos", console=Console(stderr=True), transient=True
+    ):
+        view = multi_view(opened, settings.seed, number, settings.mode)
+        files.append(folder / f"{number:06d}.npz")
+        np.savez(files[-1], allow_pickle=False, **{f.name: getattr(view, f.name) for f in fields(MultiView)})
+    return StoredViews(tuple(files))
+
+
+def multi_view(opened: OpenModel, seed: int, number: int, mode: Mode = "paper") -> MultiView:
+    """Sample `number` of an evaluation: a function of (seed, number) alone.
+
+    Two times of the training grid (distinct as the paper says; with replacement in `official`), seen by the
+    frontal camera and by the one at 30 degrees; the mapping network sees the frontal one in all four views.
+    """
+    import torch
+
+    span = opened.generator.config.frames_span
+    random = np.random.default_rng([seed, number])
+    t0, t1 = random.choice(span, size=2, replace=mode == "official") / (span - 1)
+    front, side = opened.cameras.canonical_camera().encode(), opened.cameras.orbit(YAW_DEG).encode()
+    cameras = np.stack([front, side, side, front])
+    times = np.array([t0, t1, t0, t1], np.float32)
+    parts = list(
+        opened.clips.render_clip(
+            opened.generator,
+            seed * SEED_STRIDE + number,
+            cameras,
+            times,
+            mapping_camera=front,
+            return_xyz=True,
+        )
+    )
+
+    def whole(name: str) -> Any:
+        return torch.cat([getattr(part, name)[0] for part in parts]).float().cpu()
+
+    arrays: dict[str, NDArray[np.float32]] = {
+        "depth": whole("depth")[:, 0].numpy(),
+        "opacity": whole("weight_total")[:, 0].numpy(),
+        "points": whole("xyz").numpy(),
+    }
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(
+            f"{opened.name}: video {number} has a {broken[0]} that is not finite; the checkpoint has diverged"
+        )
+    return MultiView(images=opened.clips.to_uint8(whole("image")), cameras=cameras, times=times, **arrays)
+
+
+def _log_to_run(workflow: Workflow, artifact: str, result: dict[str, Any]) -> None:
+    """Into the training's run: figures as `eval/<name>` at the checkpoint's step, once, and the whole as an
+    artifact."""
+    run = run_id(workflow)
+    if run is None:
+        log.warning("the training has no MLflow run; the evaluation is in the store only")
+        return
+    from mlflow import MlflowClient
+
+    client = MlflowClient(workflow.storage.tracking)
+    if any(file.path.endswith(artifact) for file in client.list_artifacts(run, PREFIX)):
+        return
+    for name, value in result["metrics"].items():
+        if value["value"] is not None:
+            client.log_metric(run, f"eval/{name}", value["value"], step=result["step"])
+    client.log_dict(run, result, f"{PREFIX}/{artifact}")
