@@ -95,7 +95,7 @@ def main() -> None:
     )
 
 
-@main.command(epilog="Example: pv3d run --profile demo --set train.steps=48 --until crop")
+@main.command(epilog="Example: pv3d run --profile demo --set train.steps=48 --until AlignCrop")
 @takes_workflow
 @click.option("--until", metavar="STAGE", help="Stop after this stage, or after train, evaluate or register.")
 @click.option("--dry-run", is_flag=True, help="Print what is done and what is to do; do nothing.")

@@ -60,7 +60,7 @@ class Overlay:
 
     def _entry(self, path: list[str], dotted: str, value: Value) -> Value:
         if len(path) < 3:
-            raise value.key_error(f"{dotted}: name a stage and a setting, as in stages.crop.size")
+            raise value.key_error(f"{dotted}: name a stage and a setting, as in stages.AlignCrop.size")
         if path[1] not in self.entries:
             hint = did_you_mean(path[1], self.entries)
             raise value.key_error(f"{dotted}: no stage is called {path[1]!r}{hint}")

@@ -1,0 +1,85 @@
+"""Start Ray on this machine, or join a cluster. Takes plain numbers: `infra` knows nothing of stages."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from typing import Any
+
+_ANSWER_SECONDS = 15.0
+
+
+def start(address: str | None = None, *, cpus: int | None = None, log_to_driver: bool = True) -> None:
+    """Start a Ray of our own, or join the one at `address` (or at RAY_ADDRESS, as inside a Ray job).
+
+    Does nothing when this process is connected already. Raises ValueError, within seconds, when nothing or
+    something else answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    common: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "WARNING"}
+    if where == "local":
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        return
+    check_address(where)
+    try:
+        ray.init(address=where, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"--ray-address {where}: cannot be joined ({first})") from None
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless a Ray head answers at `address`. Ray itself would try for two minutes."""
+    found = re.fullmatch(r"(?:(ray)://)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})", address)
+    if not found:
+        if address == "auto":
+            return
+        raise ValueError(f"--ray-address {address}: not an address; write host:port, such as 10.0.0.1:6379")
+    client, host, port = found.groups()
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"--ray-address {address}: nothing answers ({cause}); leave it out to start a Ray here"
+        ) from None
+    if client:
+        return
+    probe = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
+    try:
+        answer = subprocess.run(probe, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
+        healthy = answer.returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise ValueError(f"--ray-address {address}: what answers is no Ray head; check host and port")
+
+
+def options(cpus: float, gpus: float, custom: dict[str, float]) -> dict[str, Any]:
+    """Numbers as Ray's options of a task or an actor."""
+    return {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(custom), "scheduling_strategy": "SPREAD"}
+
+
+def total() -> dict[str, float]:
+    """What the cluster has: "CPU", "GPU" and custom resources."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def stop() -> None:
+    """Leave the cluster; a Ray that was started here ends."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

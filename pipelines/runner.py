@@ -1,0 +1,345 @@
+"""Run the data stages over everything that the ledger does not have yet.
+
+One loop plans and records; an executor (`InProcess` here, `pipelines.ray_runner.OnRay` on Ray) does the work.
+Units stream from pool to pool through bounded windows; a group stage waits until all before it is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from infra.storage import Storage
+from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
+from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
+from pipelines.progress import Progress
+from pipelines.work import Chain
+from pipelines.workflow import Step, Workflow
+from stages.base import GroupStage, Stage
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class InProcess:
+    """Does one work at a time, here. For tests and debugging: a native crash takes everything with it."""
+
+    window = 4
+
+    def __init__(self, store: Storage, ledger: Ledger) -> None:
+        self.store = store
+        self.ledger = ledger
+        self._chains: dict[int, Chain] = {}
+        self._ended: list[Outcome] = []
+
+    def schedule(self, pools: list[Pool]) -> None:
+        pool = next((pool for pool in reversed(pools) if pool.queue), None)
+        if pool is None:
+            return
+        if id(pool) not in self._chains:
+            stages = [step.stage for step in pool.steps]
+            self._chains[id(pool)] = Chain(stages, [step.name for step in pool.steps], self.store)
+        chain = self._chains[id(pool)]
+        work = pool.queue.popleft()
+        clips = [self.ledger.load(ref) for ref in work.refs]
+        if work.group is None:
+            pieces = chain.run(clips[0], work.first, work.last)
+        else:
+            pieces = chain.run_group(work.group, clips)
+        self._ended.append(Outcome(work, pieces))
+
+    def poll(self) -> list[Outcome]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._ended)
+
+    def release(self, pools: list[Pool]) -> None:
+        for pool in pools:
+            self._chains.pop(id(pool), None)
+
+    def close(self) -> None:
+        self._chains.clear()
+
+
+@dataclass
+class Prepared:
+    """What `prepare` did."""
+
+    kept: int = 0                            # clips that came out of the last stage
+    redone: dict[str, int] = field(default_factory=dict)  # units per stage that had to be done
+
+
+def prepare(
+    workflow: Workflow, *, until: str | None = None, in_process: bool = False, ray_address: str | None = None
+) -> Prepared:
+    """Run the data stages, up to and including `until`. What is done already is not done again.
+
+    Raises StorageError for a store that cannot be written, SetupError for a stage that cannot start and
+    StageBugError, naming stage and clip, for a stage that raises what it should not.
+    """
+    store = workflow.store()
+    store.check_writable()
+    steps = steps_until(workflow, until)
+    ledger = Ledger(store)
+
+    def start() -> Executor:
+        if in_process:
+            return InProcess(store, ledger)
+        from pipelines.ray_runner import OnRay
+
+        return OnRay(workflow, ledger, ray_address)
+
+    with Progress([step.name for step in steps]) as progress:
+        while True:
+            run = _Run(workflow, steps, store, ledger, start, progress)
+            try:
+                return run.all()
+            except LostSegmentError:
+                continue  # its records are dropped: plan again
+            finally:
+                run.close()
+
+
+def steps_until(workflow: Workflow, until: str | None) -> tuple[Step, ...]:
+    """The steps up to and including the one of this name; all of them for None."""
+    if until is None:
+        return workflow.steps
+    names = [step.name for step in workflow.steps]
+    return workflow.steps[: names.index(until) + 1]
+
+
+def listed(workflow: Workflow, store: Storage) -> Iterator[Ref]:
+    """The videos of the source. Raises ValueError for an id that is unfit or comes twice."""
+    seen: set[str] = set()
+    for clip in workflow.source.clips(store):
+        if not _ID.fullmatch(clip.id):
+            raise ValueError(f"source: id {clip.id!r} of {clip.source}: use letters, digits, _ and -")
+        if clip.id in seen:
+            raise ValueError(f"source: {clip.source}: a second video with the id {clip.id!r}; rename one")
+        seen.add(clip.id)
+        yield Ref(clip.id, clip.digest(), clip.source, clip.identity, clip=clip)
+
+
+class _Run:
+    """One pass over the workflow."""
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        steps: tuple[Step, ...],
+        store: Storage,
+        ledger: Ledger,
+        start: Callable[[], Executor],
+        progress: Progress,
+    ) -> None:
+        self.workflow = workflow
+        self.steps = steps
+        self.store = store
+        self.ledger = ledger
+        self.progress = progress
+        self.prepared = Prepared(redone={step.name: 0 for step in steps})
+        self._start = start
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """Started when there is something to do, so that a run with nothing to do is quick."""
+        if self._executor is None:
+            self._executor = self._start()
+        return self._executor
+
+    def all(self) -> Prepared:
+        refs: Iterable[Ref] = listed(self.workflow, self.store)
+        index = 0
+        while index < len(self.steps):
+            step = self.steps[index]
+            if isinstance(step.stage, GroupStage):
+                refs = self._group_step(step, index, list(refs))
+                index += 1
+                continue
+            end = index
+            while end < len(self.steps) and isinstance(self.steps[end].stage, Stage):
+                end += 1
+            refs = self._stream(iter(refs), index, end)
+            index = end
+        self.prepared.kept = len(list(refs))
+        return self.prepared
+
+    def close(self) -> None:
+        """Keep what is done, whatever happened, and free the workers."""
+        try:
+            self.ledger.flush()
+        finally:
+            if self._executor is not None:
+                self._executor.close()
+
+    # --- per-clip stages ---------------------------------------------------------------------------------
+
+    def _stream(self, source: Iterator[Ref], start: int, end: int) -> list[Ref]:
+        """Send units through the steps start..end-1. Returns what comes out of the last."""
+        pools = make_pools(self.steps[start:end], start)
+        pool_of = [pool for pool in pools for _ in pool.steps]
+        ended: list[Ref] = []
+
+        def advance(refs: list[Ref], index: int, alone: bool = False) -> None:
+            """Follow units through what is done already, and queue them where work begins."""
+            waiting = [(ref, index) for ref in refs]
+            while waiting:
+                ref, at = waiting.pop()
+                if at == end:
+                    ended.append(ref)
+                    continue
+                step, pool = self.steps[at], pool_of[at - start]
+                record = self.ledger.current(step.name, step.key, ref)
+                if record is None:
+                    self.progress.expect(step.name)
+                    position = at - pool.offset
+                    careful = alone and position > 0  # the next pool starts afresh
+                    pool.queue.append(Work(pool, position, [ref], alone=careful, attempts=1 + careful))
+                else:
+                    waiting.extend((out, at + 1) for out in self.ledger.outputs(record))
+
+        more = True
+        while True:
+            while more and len(pools[0].queue) < self._window:
+                ref = next(source, None)
+                if ref is None:
+                    more = False
+                else:
+                    advance([ref], start)
+            if not any(pool.queue for pool in pools) and not self._busy:
+                if not more:
+                    break
+                continue
+            self._turn(pools, lambda outcome: self._settle(outcome, advance))
+        if self._executor is not None:
+            self._executor.release(pools)
+        return ended
+
+    @property
+    def _window(self) -> int:
+        return self._executor.window if self._executor is not None else 4
+
+    @property
+    def _busy(self) -> bool:
+        return self._executor is not None and self._executor.busy
+
+    def _turn(self, pools: list[Pool], settle: Callable[[Outcome], None]) -> None:
+        """One round of the loop: hand out, take in, write down, tell."""
+        self.executor.schedule(pools)
+        for outcome in self.executor.poll():
+            settle(outcome)
+        self.ledger.flush(due=True)
+        self.progress.tick()
+
+    def _settle(self, outcome: Outcome, advance: Callable[[list[Ref], int, bool], None]) -> None:
+        """Record what a work came to, and send on what came out of it."""
+        work = outcome.work
+        pool = work.pool
+        if outcome.lost and not work.alone:
+            log.warning("%s: %s at %s; trying it alone", work.refs[0].id, outcome.lost, pool.name)
+            pool.queue.appendleft(Work(pool, work.first, work.refs, alone=True, attempts=work.attempts + 1))
+            return
+        if outcome.lost:
+            step, ref = pool.steps[work.first], work.refs[0]
+            log.warning("%s: %s at %s; it is given up", ref.id, outcome.lost, step.name)
+            record = Record(ref.id, ref.source, step.key, ref.digest, "failed", outcome.lost)
+            record.attempts = work.attempts
+            self.ledger.add(step.name, record, [])
+            self._count(step)
+            return
+        for piece in outcome.pieces:
+            step = pool.steps[piece.stage]
+            if piece.stage > work.first:
+                self.progress.expect(step.name)
+            record = Record(
+                piece.unit, work.refs[0].source, step.key, piece.input, piece.state, piece.reason, piece.detail,
+                work.attempts, piece.seconds, piece.outputs,
+            )  # fmt: skip
+            refs = self.ledger.add(step.name, record, piece.clips)
+            self._count(step)
+            if piece.stage == work.last:
+                advance(refs, pool.offset + piece.stage + 1, work.alone)
+
+    def _count(self, step: Step, units: int = 1) -> None:
+        self.progress.done(step.name, units)
+        self.prepared.redone[step.name] += units
+
+    # --- group stages ------------------------------------------------------------------------------------
+
+    def _group_step(self, step: Step, index: int, refs: list[Ref]) -> list[Ref]:
+        pool = Pool([step], index)
+        ended: list[Ref] = []
+        for group, members in sorted(groups_of(step, self.ledger, refs).items()):
+            done = group_outputs(step, self.ledger, members)
+            if done is None:
+                self.progress.expect(step.name, len(members))
+                pool.queue.append(Work(pool, 0, members, group))
+            ended.extend(done or [])
+        while pool.queue or self._busy:
+            self._turn([pool], lambda done: ended.extend(self._settle_group(step, done)))
+        if self._executor is not None:
+            self._executor.release([pool])
+        self._finish(step, ended)
+        return sorted(ended, key=lambda ref: ref.id)
+
+    def _settle_group(self, step: Step, outcome: Outcome) -> list[Ref]:
+        work = outcome.work
+        if outcome.lost:
+            if work.attempts > 1:
+                raise RuntimeError(f"stage {step.name}: group {work.group}: {outcome.lost}, twice")
+            log.warning("%s: group %s: %s; trying it again", step.name, work.group, outcome.lost)
+            work.pool.queue.append(Work(work.pool, 0, work.refs, work.group, attempts=2))
+            return []
+        members, group = members_digest(work.refs), work.group or ""
+        kept: list[Ref] = []
+        for ref, piece in zip(work.refs, outcome.pieces, strict=True):
+            record = Record(
+                piece.unit, ref.source, step.key, ref.digest, piece.state, piece.reason, piece.detail,
+                work.attempts, piece.seconds, piece.outputs, group, members,
+            )  # fmt: skip
+            kept.extend(self.ledger.add(step.name, record, piece.clips))
+        self._count(step, len(work.refs))
+        return kept
+
+    def _finish(self, step: Step, refs: list[Ref]) -> None:
+        """Conclude a group stage, unless it was concluded with these very clips."""
+        assert isinstance(step.stage, GroupStage)
+        if type(step.stage).finish is GroupStage.finish:
+            return
+        digest = f"{step.key}:{members_digest(refs)}"
+        if self.ledger.finished(step.name) == digest:
+            return
+        self.ledger.flush()
+        clips = [self.ledger.load(ref, arrays=False) for ref in sorted(refs, key=lambda ref: ref.id)]
+        step.stage.finish(self.store, clips)
+        self.ledger.finish(step.name, digest)
+
+
+def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> dict[str, list[Ref]]:
+    """Members of every group of a group stage, sorted by id."""
+    assert isinstance(step.stage, GroupStage)
+    groups: dict[str, list[Ref]] = {}
+    for ref in refs:
+        record = ledger.current(step.name, step.key, ref)
+        group = record.group if record else step.stage.group(ledger.load(ref, arrays=False))
+        groups.setdefault(group, []).append(ref)
+    return {group: sorted(members, key=lambda ref: ref.id) for group, members in groups.items()}
+
+
+def group_outputs(step: Step, ledger: Ledger, members: list[Ref]) -> list[Ref] | None:
+    """What came out of a group, or None when it is not done with exactly these members."""
+    digest = members_digest(members)
+    outputs: list[Ref] = []
+    for ref in members:
+        record = ledger.current(step.name, step.key, ref)
+        if record is None or record.members != digest:
+            return None
+        outputs.extend(ledger.outputs(record))
+    return outputs

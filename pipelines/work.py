@@ -1,0 +1,181 @@
+"""What a worker does: run a unit through a chain of stages. The same code in every place that runs stages.
+
+Everything that goes in is JSON and clips, so a worker on another machine rebuilds its stages by import path.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.storage import Storage, StorageError, open_storage
+from pipelines.construct import construct, import_path
+from pipelines.document import Value
+from pipelines.ledger import Output
+from stages.base import Drop, GroupStage, Rejected, Stage
+from stages.clip import Clip
+
+AnyStage = Stage | GroupStage
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """What a worker needs to build its stages. JSON values only."""
+
+    stages: tuple[tuple[str, dict[str, Any]], ...]      # import path, settings
+    names: tuple[str, ...]
+    root: str
+    options: dict[str, Any]                             # of the storage
+    sys_path: tuple[str, ...] = ()
+
+    def build(self) -> Chain:
+        """Import and construct the stages here."""
+        sys.path.extend(folder for folder in self.sys_path if folder not in sys.path)
+        stages = []
+        for (use, settings), name in zip(self.stages, self.names, strict=True):
+            cls = import_path(Value(use, "worker"), name)
+            stages.append(construct(cls, _value(settings), name))
+        return Chain(stages, self.names, open_storage(self.root, **self.options))
+
+
+def _value(data: Any) -> Value:
+    if isinstance(data, dict):
+        return Value({key: _value(item) for key, item in data.items()}, "worker")
+    return Value([_value(item) for item in data] if isinstance(data, list) else data, "worker")
+
+
+@dataclass
+class Piece:
+    """What one stage of a chain did to one unit."""
+
+    stage: int                                          # position in the chain
+    unit: str
+    input: str                                          # digest
+    state: str                                          # ok, rejected or failed
+    reason: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+    outputs: list[Output] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)     # of the outputs
+
+
+class StageBugError(Exception):
+    """A stage raised what it should not: arguments are stage, unit and the original traceback as text."""
+
+    def __str__(self) -> str:
+        stage, unit, trace = self.args
+        return f"stage {stage} failed on {unit}; this is a bug of the stage\n{trace}"
+
+
+class SetupError(ValueError):
+    """A stage cannot start, for a reason that the user can cure."""
+
+
+class Chain:
+    """Built stages, set up once."""
+
+    def __init__(self, stages: Sequence[AnyStage], names: Sequence[str], store: Storage) -> None:
+        self.stages = stages
+        self.names = names
+        self.store = store
+        self._ready = [False] * len(stages)
+
+    def setup(self, first: int = 0, last: int | None = None) -> None:
+        """Set up the stages first..last. Raises SetupError for what a user can cure."""
+        for index in range(first, len(self.stages) if last is None else last + 1):
+            if not self._ready[index]:
+                try:
+                    self.stages[index].setup(self.store)
+                except (ValueError, FileNotFoundError, ImportError, StorageError) as error:
+                    raise SetupError(f"stage {self.names[index]}: {error}") from error
+                self._ready[index] = True
+
+    def run(self, clip: Clip, first: int, last: int) -> list[Piece]:
+        """Send a clip through the stages first..last, and every clip that comes out of one through the next."""
+        self.setup(first, last)
+        pieces = []
+        waiting = [(clip, first)]
+        while waiting:
+            unit, index = waiting.pop()
+            stage = self.stages[index]
+            assert isinstance(stage, Stage)
+            piece = self._piece(index, unit, stage)
+            pieces.append(piece)
+            if index < last:
+                kept = [c for c, out in zip(piece.clips, piece.outputs, strict=True) if out.state == "ok"]
+                waiting.extend((c, index + 1) for c in kept)
+        return pieces
+
+    def _piece(self, index: int, clip: Clip, stage: Stage) -> Piece:
+        piece = Piece(index, clip.id, clip.digest(), "ok")
+        started = time.perf_counter()
+        try:
+            # A stage may set fields on what it received, which others still hold.
+            for out in self._guarded(index, clip.id, lambda: stage.process(clip.copy())):
+                self._append(piece, out)
+        except Drop as drop:
+            piece.outputs, piece.clips = [], []
+            piece.state, piece.reason, piece.detail = "rejected", drop.reason, drop.detail
+        else:
+            if not piece.outputs:
+                piece.state, piece.reason = "rejected", "nothing left"
+            elif all(out.state == "rejected" for out in piece.outputs):
+                piece.state, piece.reason = "rejected", piece.outputs[0].reason
+        piece.seconds = time.perf_counter() - started
+        self._check_ids(index, piece)
+        return piece
+
+    def run_group(self, group: str, clips: list[Clip]) -> list[Piece]:
+        """Send a whole group through a group stage: one piece per clip, in the order of the clips."""
+        self.setup(0, 0)
+        stage = self.stages[0]
+        assert isinstance(stage, GroupStage)
+        started = time.perf_counter()
+        pieces = {clip.id: Piece(0, clip.id, clip.digest(), "ok") for clip in clips}
+        unit = f"group {group}"
+        inputs = [clip.copy() for clip in clips]
+        for out in self._guarded(0, unit, lambda: stage.process_group(group, inputs)):
+            name = out.clip.id if isinstance(out, Rejected) else getattr(out, "id", None)
+            if name not in pieces or pieces[name].outputs:
+                raise StageBugError(self.names[0], unit, f"it yielded {name!r}: no member, or twice")
+            piece = pieces[name]
+            self._append(piece, out)
+            only = piece.outputs[0]
+            piece.state, piece.reason, piece.detail = only.state, only.reason, only.detail
+        for piece in pieces.values():
+            if not piece.outputs:
+                raise StageBugError(self.names[0], unit, f"it did not yield {piece.unit!r}")
+            piece.seconds = (time.perf_counter() - started) / len(pieces)
+        return list(pieces.values())
+
+    def _guarded(
+        self, index: int, unit: str, work: Callable[[], Iterator[Clip | Rejected]]
+    ) -> Iterator[Clip | Rejected]:
+        """Run a stage's generator; what is neither a Drop nor a fault of the store is a bug, with its place."""
+        try:
+            yield from work()
+        except (Drop, StorageError):
+            raise
+        except Exception as error:
+            raise StageBugError(self.names[index], unit, traceback.format_exc()) from error
+
+    def _append(self, piece: Piece, out: Any) -> None:
+        if isinstance(out, Rejected):
+            clip, state, reason, detail = out.clip, "rejected", out.reason, out.detail
+        elif isinstance(out, Clip):
+            clip, state, reason, detail = out, "ok", "", ""
+        else:  # a stage of somebody's own may do anything
+            problem = f"it yielded {type(out).__name__}, not a Clip or Rejected"
+            raise StageBugError(self.names[piece.stage], piece.unit, problem)
+        piece.outputs.append(Output(clip.id, clip.digest(), state, reason, detail, clip.identity))
+        piece.clips.append(clip)
+
+    def _check_ids(self, index: int, piece: Piece) -> None:
+        ids = [out.id for out in piece.outputs]
+        if len(set(ids)) != len(ids):
+            problem = f"it yielded two clips of one id: {sorted(ids)}"
+            raise StageBugError(self.names[index], piece.unit, problem)
