@@ -29,8 +29,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Values = dict[str, float]
-Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
-"""network -> (scalar to minimise, what to log: detached scalars, each a mean over the local videos)."""
+Loss = Callable[..., dict[str, Tensor]]
+"""(network, ...) -> named scalars, each a mean over the local videos; their sum is minimised."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ZERO_STAGES = (0, 1, 2)
@@ -63,8 +63,17 @@ def init_deepspeed(device: str = "cpu") -> None:
         # The operator is built with g++ and ninja when the group starts, with no way around it in the config.
         # `deepspeed.comm.torch` as an attribute is torch itself; the module is only found here.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+        # It sends every weight as bytes, which a weight without dimensions (a noise strength) cannot be viewed as.
+        deepspeed.DeepSpeedEngine._broadcast_model = _broadcast
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
+
+
+def _broadcast(engine: Any) -> None:
+    """Give every worker the weights and buffers of worker 0."""
+    if dist.get_world_size() > 1:
+        for tensor in [*engine.module.parameters(), *engine.module.buffers()]:
+            dist.broadcast(tensor.data, src=0)
 
 
 @contextlib.contextmanager
@@ -80,11 +89,12 @@ class _Wrapped(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.logged: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = {}
 
-    def forward(self, loss: Loss) -> Tensor:
-        total, self.logged = loss(self.network)
-        return total
+    def forward(self, loss: Loss, args: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
+        terms = loss(self.network, *args, **settings)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return torch.stack(list(terms.values())).sum()
 
 
 class Engine:
@@ -122,16 +132,17 @@ class Engine:
             )
         network.requires_grad_(False)
 
-    def update(self, loss: Loss) -> Values:
-        """One optimiser step on the mean of `loss` over the workers; returns the logged values, averaged over them.
+    def update(self, loss: Loss, *args: Any, label: str | None = None, **settings: Any) -> Values:
+        """One optimiser step on `loss(network, *args, **settings)`, averaged over the workers.
 
-        Adds `<name>/grad_norm`. Raises NonFiniteError, before any weight changes, on every worker.
+        Returns the terms, averaged over the workers, and `<label or name>/grad_norm`. Raises NonFiniteError, before any
+        weight changes, on every worker.
         """
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
         try:
-            total = self._engine(loss)
-            values = _mean_over_workers({f"{self.name}/loss": total.detach(), **self._engine.module.logged})
+            total = self._engine(loss, args, settings)
+            values = mean_over_workers(self._engine.module.terms)
             for term, value in values.items():
                 if not math.isfinite(value):
                     raise NonFiniteError(f"{term} is {value}")
@@ -139,7 +150,7 @@ class Engine:
             norm = self._step()
         finally:
             self.network.requires_grad_(False)
-        return {**values, f"{self.name}/grad_norm": norm}
+        return {**values, f"{label or self.name}/grad_norm": norm}
 
     def _step(self) -> float:
         """Step unless the gradient is not finite; its global norm."""
@@ -210,7 +221,8 @@ class Engine:
         return max((int(s["step"]) for s in self._adam.state.values() if "step" in s), default=0)
 
 
-def _mean_over_workers(values: dict[str, Tensor]) -> Values:
+def mean_over_workers(values: dict[str, Tensor]) -> Values:
+    """Scalars as numbers, each averaged over the workers. All call it with the same names."""
     vector = torch.stack([v.detach().float().reshape(()) for v in values.values()])
     if dist.get_world_size() > 1:
         dist.all_reduce(vector)
@@ -226,9 +238,9 @@ def average_buffers(buffers: list[Tensor]) -> None:
             buffer /= dist.get_world_size()
 
 
-def from_first_worker(value: int) -> int:
+def from_first_worker(value: int, device: torch.device) -> int:
     """The value that worker 0 holds, on all of them."""
-    box = torch.tensor([value])
+    box = torch.tensor([value], device=device)
     if dist.get_world_size() > 1:
         dist.broadcast(box, src=0)
     return int(box)

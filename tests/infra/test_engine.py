@@ -129,7 +129,7 @@ def worker(out: str, zero: int, plain: bool, save: str, load: str, fault: str) -
         def update(self, loss):  # type: ignore[no-untyped-def]
             for p in self.network.parameters():
                 p.grad = torch.zeros_like(p)
-            loss(self.network)[0].backward()
+            sum(loss(self.network).values()).backward()
             self.adam.step()
 
     if plain:
@@ -147,10 +147,10 @@ def worker(out: str, zero: int, plain: bool, save: str, load: str, fault: str) -
         z, real = torch.randn(BATCH, 8, generator=random)[rank::world], torch.randn(BATCH, 64, generator=random)[rank::world]
 
         def g_main(network: nn.Module, z: torch.Tensor = z):  # type: ignore[no-untyped-def]
-            return F.softplus(-d(network["body"](z))).mean(), {}
+            return {"g/main": F.softplus(-d(network["body"](z))).mean()}
 
         def g_reg(network: nn.Module, z: torch.Tensor = z):  # type: ignore[no-untyped-def]
-            return network["reg"](z).abs().mean(), {}
+            return {"g/reg": network["reg"](z).abs().mean()}
 
         def d_main(network: nn.Module, z: torch.Tensor = z, real: torch.Tensor = real):  # type: ignore[no-untyped-def]
             with torch.no_grad():
@@ -158,13 +158,13 @@ def worker(out: str, zero: int, plain: bool, save: str, load: str, fault: str) -
             logits = network(real)
             if fault == "gradient" and step == 1 and rank == 0:
                 logits.register_hook(lambda grad: grad * float("inf"))
-            logged = logits.detach().mean() * (float("nan") if fault == "loss" and step == 1 and rank == 1 else 1)
-            return F.softplus(network(fake)).mean() + F.softplus(-logits).mean(), {"d/real": logged}
+            scale = float("nan") if fault == "loss" and step == 1 and rank == 1 else 1.0
+            return {"d/fake": F.softplus(network(fake)).mean(), "d/real": F.softplus(-logits).mean() * scale}
 
         def d_reg(network: nn.Module, real: torch.Tensor = real):  # type: ignore[no-untyped-def]
             x = real.clone().requires_grad_(True)
             (grad,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
-            return grad.square().sum(1).mean() * 4, {}
+            return {"d/r1": grad.square().sum(1).mean() * 4}
 
         before = {k: v.clone() for k, v in d.state_dict().items()}
         try:

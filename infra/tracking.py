@@ -1,0 +1,127 @@
+"""One MLflow run per training, whatever restarts: opened by its stored id, no step logged twice, rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.storage import Storage
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000                                 # MLflow's limit of metrics per call
+PARAM_LENGTH = 6000                          # of a parameter's value
+LOGGED_UNTIL = "pv3d.logged_until"           # tag: the last update whose metrics are there
+
+
+class Run:
+    """A run of the tracking server. Metrics are buffered; `flush` sends them."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self.client, self.id = client, run_id
+        tags = client.get_run(run_id).data.tags
+        self._logged_until = int(tags.get(LOGGED_UNTIL, -1))   # before a restart: not to be logged again
+        self._waiting: list[Any] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of an update. A step that was logged before a restart is left as it is."""
+        from mlflow.entities import Metric
+
+        if step > self._logged_until:
+            now = int(time.time() * 1000)
+            self._waiting += [Metric(name, float(value), now, step) for name, value in values.items()]
+
+    def flush(self) -> None:
+        from mlflow.entities import RunTag
+
+        if not self._waiting:
+            return
+        self._waiting.sort(key=lambda metric: metric.step)
+        for at in range(0, len(self._waiting), BATCH):
+            batch = self._waiting[at : at + BATCH]
+            until = RunTag(LOGGED_UNTIL, str(batch[-1].step))
+            self.client.log_batch(self.id, metrics=batch, tags=[until])
+        self._logged_until, self._waiting = self._waiting[-1].step, []
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters that are not yet set. One that has changed since is kept as tag `changed.<name>`."""
+        from mlflow.entities import Param, RunTag
+
+        known = self.client.get_run(self.id).data.params
+        texts = {name: str(value)[:PARAM_LENGTH] for name, value in values.items()}
+        new = [Param(name, text) for name, text in texts.items() if name not in known]
+        changed = [RunTag(f"changed.{n}", t) for n, t in texts.items() if n in known and known[n] != t]
+        for at in range(0, len(new), 100):
+            self.client.log_batch(self.id, params=new[at : at + 100], tags=[])
+        if changed:
+            self.client.log_batch(self.id, tags=changed)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        for name, value in values.items():
+            self.client.set_tag(self.id, name, value)
+
+    def dataset(self, *, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Log what the run trains on as its dataset input, once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = self.client.get_run(self.id).inputs.dataset_inputs
+        if any(i.dataset.digest == digest for i in inputs):
+            return
+        entity = Dataset(
+            name=name, digest=digest, source_type="local" if "://" not in source else source.split("://")[0],
+            source=json.dumps({"uri": source}), schema=None, profile=json.dumps(profile),
+        )  # fmt: skip
+        self.client.log_inputs(self.id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+    def artifact(self, path: Path, folder: str) -> None:
+        self.client.log_artifact(self.id, str(path), folder)
+
+    def text(self, text: str, name: str) -> None:
+        self.client.log_text(self.id, text, name)
+
+    def close(self, status: str = "FINISHED") -> None:
+        self.flush()
+        self.client.set_terminated(self.id, status)
+
+
+def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) -> Run:
+    """The run whose id is in the store under `key`; a new one, remembered there, when there is none (any more)."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    prepare_folder(uri)
+    client = MlflowClient(uri)
+    try:
+        known = str(json.loads(store.read(key))["run_id"])
+        info = client.get_run(known).info
+        if info.lifecycle_stage == "active":
+            client.update_run(known, status="RUNNING")
+            return Run(client, known)
+        log.warning("MLflow run %s was deleted; starting another", known)
+    except FileNotFoundError:
+        pass
+    except MlflowException as error:
+        log.warning("MLflow run of %s is not at %s (%s); starting another", key, uri, error.error_code)
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_folder(uri))
+    run = client.create_run(experiment_id, run_name=name, tags={"mlflow.source.name": "pv3d", "mlflow.version": mlflow.__version__})
+    store.write(key, json.dumps({"run_id": run.info.run_id, "tracking": uri}).encode())
+    return Run(client, str(run.info.run_id))
+
+
+def prepare_folder(uri: str) -> None:
+    """Make the folder of a sqlite database; sqlite itself does not."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+
+
+def artifact_folder(uri: str) -> str | None:
+    """Where artifacts of an embedded database go: beside it, not into the working folder. None: the server's choice."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()

@@ -1,0 +1,213 @@
+"""What a training tells while it runs: metrics, sample videos, checkpoints and progress, all from worker 0.
+
+MLflow is talked to in a thread of its own, so that a slow server does not slow the updates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import resource
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from infra import checkpoints
+from infra.engine import mean_over_workers
+from infra.tracking import Run, open_run
+from model.config import to_dict
+from model.generator import Generator
+from pipelines.grid import grid_frames
+from pipelines.settings import TrainSettings
+from pipelines.train_job import Job
+from stages.shards import Dataset
+from stages.video import write_video
+
+log = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 1.0
+PROGRESS_EVERY_REMOTE_S = 10.0
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """Collects values between two log entries and passes their means on. All workers call every method."""
+
+    def __init__(self, job: Job, dataset: Dataset, rank: int, start: int) -> None:
+        self.job, self.settings, self.store = job, job.settings, job.store
+        self.writes = rank == 0
+        self.start, self.begun = start, time.monotonic()
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._since, self._since_step, self._told = time.monotonic(), start, 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._sent: list[Future[Any]] = []
+        if self.writes:
+            self._run = self._pool.submit(_open, job, dataset)
+
+    # --- while updating -------------------------------------------------------------------------------------------
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass `batches` on and measure how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._sums["time/data_wait"].append(time.perf_counter() - before)
+            yield batch
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a phase of the update, in seconds."""
+        before = time.perf_counter()
+        yield
+        if self.job.gpu:
+            torch.cuda.synchronize()
+        self._sums[f"time/{name}"].append(time.perf_counter() - before)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._sums[name].append(float(value))
+
+    @contextlib.contextmanager
+    def logits(self, network: nn.Module, name: str) -> Iterator[None]:
+        """Add the mean logits of the fake and the real batch that `network` judges inside, in this order."""
+        seen: list[Tensor] = []
+        hook = network.register_forward_hook(lambda _m, _i, output: seen.append(output.detach().mean()))
+        try:
+            yield
+        finally:
+            hook.remove()
+        fake, real = seen
+        gap = {f"{name}/logit_fake": fake, f"{name}/logit_real": real, f"{name}/logit_gap": real - fake}
+        self.add(mean_over_workers(gap))
+
+    # --- after an update ------------------------------------------------------------------------------------------
+
+    def step(self, done: int) -> None:
+        """`done` updates are done: log when it is time to, and tell how far it is."""
+        if not self.writes:
+            self._sums.clear()
+            return
+        last = done == self.settings.steps
+        if last or done % self.settings.log_every == 0:
+            self._log(done)
+        if last or time.monotonic() - self._told >= self._progress_every:
+            self._tell(done)
+
+    def _log(self, done: int) -> None:
+        now = time.monotonic()
+        values = {name: sum(v) / len(v) for name, v in self._sums.items()}
+        values["videos_per_second"] = (done - self._since_step) * self.job.variant.recipe.batch / (now - self._since)
+        values["memory/peak_gb"] = _peak_gb(self.job.gpu)
+        self._sums.clear()
+        self._since, self._since_step = now, done
+        self._send(lambda run: (run.log(done, values), run.flush()))
+
+    @property
+    def _progress_every(self) -> float:
+        return PROGRESS_EVERY_REMOTE_S if "://" in self.store.root else PROGRESS_EVERY_S
+
+    def _tell(self, done: int) -> None:
+        self._told = time.monotonic()
+        rate = (done - self.start) / (self._told - self.begun)
+        left = (self.settings.steps - done) / rate if rate else None
+        state = {"step": done, "steps": self.settings.steps, "steps_per_second": rate, "eta_s": left, "time": time.time()}
+        self.store.write(self.job.progress, json.dumps(state).encode())
+
+    def sample(self, done: int, ema: Generator, fps: float) -> None:
+        """The sample video, to the store and to MLflow."""
+        if not self.writes:
+            return
+        folder = tempfile.TemporaryDirectory(prefix="pv3d-sample-")
+        path = Path(folder.name, f"{done:08d}.mp4")
+        write_video(path, grid_frames(ema), fps)
+        self.store.upload(self.job.sample(done), path)
+
+        def send(run: Run) -> None:
+            with folder:
+                run.artifact(path, "samples")
+
+        self._send(send)
+
+    def checkpoint(self, done: int, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """A checkpoint to the store; MLflow gets its card, which names every file with its sha256."""
+        if not self.writes:
+            return
+        job, recipe = self.job, self.job.variant.recipe
+        card = {
+            "variant": to_dict(job.variant), "samples": done * recipe.batch, "dataset": job.dataset, "run": job.run,
+            "settings": job.settings.model_dump(mode="json"), "code": importlib.metadata.version("pv3d-pipeline"),
+            "torch": torch.__version__,
+        }  # fmt: skip
+        saved = checkpoints.save(self.store, job.checkpoints, done, files, card, keep=self.settings.keep_checkpoints)
+        log.info("checkpoint %s", saved.key)
+        text = json.dumps(saved.card, indent=1, sort_keys=True)
+        self._send(lambda run: (
+            run.text(text, f"checkpoints/{done:08d}.json"), run.tags({"pv3d.checkpoint": f"{self.store.root}/{saved.key}"}),
+        ))  # fmt: skip
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def close(self, status: str = "FINISHED") -> None:
+        if self.writes:
+            self._send(lambda run: run.close(status))
+            self._pool.shutdown(wait=True)
+            for sent in self._sent:
+                sent.result()
+
+    def stopped(self, step: int, error: Exception) -> None:
+        """Leave word for the driver that going on makes no sense."""
+        if self.writes:
+            self.store.write(self.job.stopped, json.dumps({"step": step, "reason": str(error)}).encode())
+        self.close("FAILED")
+
+    def _send(self, call: Callable[[Run], Any]) -> None:
+        run = self._run
+        for sent in [f for f in self._sent if f.done()]:
+            sent.result()                                  # raises here what went wrong there
+            self._sent.remove(sent)
+        self._sent.append(self._pool.submit(lambda: call(run.result())))
+
+
+def _open(job: Job, dataset: Dataset) -> Run:
+    run = open_run(job.store, job.tracking_key, uri=job.storage.tracking, experiment=job.settings.experiment, name=job.name)
+    variant = to_dict(job.variant)
+    settings: TrainSettings = job.settings
+    run.params({**_flat("model", variant["model"]), **_flat("recipe", variant["recipe"]),
+                **_flat("train", settings.model_dump(mode="json")), "storage.root": job.storage.root})  # fmt: skip
+    run.tags({"pv3d.run": job.run})
+    profile = {"clips": len(dataset.samples), "people": len({s.identity for s in dataset.samples}),
+               "frames": sum(s.frame_count for s in dataset.samples), "size": dataset.size, "fps": dataset.fps}  # fmt: skip
+    run.dataset(name="shards", digest=dataset.version, source=f"{job.storage.root}/dataset/{dataset.version}.json",
+                profile=profile)  # fmt: skip
+    text = json.dumps({"version": dataset.version, "manifests": dataset.manifests, **profile}, indent=1)
+    run.text(text, f"dataset/{dataset.version}.json")
+    return run
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(f"{prefix}.{name}", value) if isinstance(value, dict) else {f"{prefix}.{name}": value})
+    return flat
+
+
+def _peak_gb(gpu: bool) -> float:
+    if gpu:
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024        # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
