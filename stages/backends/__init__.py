@@ -28,6 +28,8 @@ class FaceBackend(Protocol):
     """Finds faces and their 68 points (iBUG order, 0-based)."""
 
     name: str
+    believe_above: float                     # a detection with this score is a face; with less it may be one
+    smallest_px: float                       # smallest face that the detector finds
 
     def detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
         """Faces in a frame, uint8 [H, W, 3] RGB, best score first; false positives may be among them."""
@@ -37,27 +39,50 @@ class FaceBackend(Protocol):
         """float32 [68, 2], px of the frame, of the face in `box`."""
         ...
 
+    def box(self, landmarks: NDArray[np.float32]) -> Box:
+        """The box that `detect` would give the face with these points: where to look for it next."""
+        ...
+
 
 class IdentityBackend(Protocol):
     """Embeds a face. The thresholds belong to the model, so they live here."""
 
     name: str
-    metric: Literal["cosine", "euclidean"]
-    same_person: float                       # verification of one clip: lowest cosine, or highest distance
-    same_cluster: float                      # merging clips into a person, between mean embeddings
+    metric: Literal["cosine", "euclidean"]   # between unit vectors
+    same_person: float                       # verification: the least cosine, or the largest distance
+    same_cluster: float                      # the same, to merge clips into a person by their mean embeddings
 
     def embed(self, face: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [D], unit length, of an aligned crop uint8 [H, W, 3] RGB with its 68 points in crop px."""
         ...
 
 
-def load(path: str) -> Any:
-    """Import and construct what "package.module:Class" names. Raises ValueError naming path and cause."""
+def similarity(
+    model: type[IdentityBackend], a: NDArray[np.float32], b: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], float]:
+    """([n, m] of unit vectors [n, D] and [m, D], the value below which its mean is not that of one person).
+
+    Cosines for a model with a cosine threshold. For one with a distance, whose strangers are not far enough
+    apart for a mean, a vote: 1 for pairs within the threshold, 0 for others; a majority is needed.
+    """
+    cosines = a.astype(np.float64) @ b.astype(np.float64).T
+    if model.metric == "cosine":
+        return cosines, model.same_person
+    within = 2 - 2 * cosines <= model.same_person ** 2
+    return within.astype(np.float64), 0.5
+
+
+def find(path: str) -> Any:
+    """The class that "package.module:Class" names. Raises ValueError naming path and cause."""
     module_name, _, class_name = path.partition(":")
     try:
-        made = getattr(importlib.import_module(module_name), class_name)
+        return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, ValueError) as error:
         raise ValueError(f"backend: cannot import {path!r} ({error}); write package.module:Class") from None
     except AttributeError:
         raise ValueError(f"backend: {path!r}: {module_name} has no such class") from None
-    return made()
+
+
+def load(path: str) -> Any:
+    """Construct what `path` names, models and all."""
+    return find(path)()
