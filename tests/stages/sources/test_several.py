@@ -1,0 +1,70 @@
+"""Several lists at once: what is listed twice is done once, and two faces of one moment both stay."""
+
+import pytest
+
+from stages.sources.lists import unit
+from stages.sources.several import Several
+
+
+class Listed:
+    def __init__(self, name, *spans, url="https://youtu.be/_mjZ87sK6cA"):
+        self.unit = (name, url, [{"key": str(n), **span} for n, span in enumerate(spans)])
+
+    def clips(self, store):
+        name, url, spans = self.unit
+        yield unit(name, "v", url, spans)
+
+
+def errors(*sources):
+    """Per list, per part: the error, or empty."""
+    clips = list(Several(list(sources)).clips(None))
+    return [[s.get("error", "") for s in c.listed.get("spans", [c.listed])] for c in clips]
+
+
+def at(start, end, box=None):
+    return {"start_s": start, "end_s": end} | ({"boxes": [[0.0, *box]]} if box else {})
+
+
+def test_parts_that_overlap_in_time_are_kept_once_and_name_the_first():
+    sources = Listed("a", at(0, 10)), Listed("b", at(9, 20), at(30, 40))
+    assert errors(*sources) == [[""], ["duplicate", ""]]
+    assert list(Several(list(sources)).clips(None))[1].listed["spans"][0]["detail"] == "same as a-v-0"
+
+
+def test_parts_that_touch_are_two():
+    assert errors(Listed("a", at(0, 10)), Listed("b", at(10, 20))) == [[""], [""]]
+
+
+def test_two_faces_of_one_moment_are_two_and_one_face_in_two_kinds_of_box_is_one():
+    left, right, head = (0.1, 0.2, 0.3, 0.5), (0.6, 0.2, 0.8, 0.5), (0.05, 0.1, 0.4, 0.7)
+    assert errors(Listed("a", at(0, 10, left)), Listed("b", at(0, 10, right), at(5, 9, head))) == [
+        [""], ["", "duplicate"],
+    ]
+
+
+def test_another_video_is_no_duplicate():
+    other = "https://youtu.be/-7TMJtnhiPM"
+    assert errors(Listed("a", at(0, 9)), Listed("b", at(0, 9), url=other)) == [[""], [""]]
+
+
+def test_a_whole_video_overlaps_with_its_parts():
+    assert errors(Listed("a"), Listed("b", at(3, 9))) == [[""], ["duplicate"]]
+    assert errors(Listed("a", at(3, 9)), Listed("b")) == [[""], ["duplicate"]]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "frames", "expected"), [(0, [50, 90], "duplicate"), (0, [100, 200], ""), (1, [0, 100], "")]
+)
+def test_chunks_that_are_not_located_yet_are_compared_by_their_frames(chunk, frames, expected):
+    first = {"chunk": 0, "frames": [0, 100], "boxes": [[0, 0.1, 0.1, 0.5, 0.5]]}
+    second = {**first, "chunk": chunk, "frames": frames}
+    assert errors(Listed("a", first), Listed("b", second)) == [[""], [expected]]
+
+
+def test_a_part_that_was_rejected_does_not_push_out_a_good_one():
+    assert errors(Listed("a", {**at(0, 9), "error": "bad row"}), Listed("b", at(0, 9))) == [["bad row"], [""]]
+
+
+def test_units_of_one_id_get_ids_of_their_own():
+    clips = list(Several([Listed("a", at(0, 1)), Listed("a", at(2, 3)), Listed("a", at(4, 5))]).clips(None))
+    assert [c.id for c in clips] == ["a-v", "a-v-2", "a-v-3"]
