@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def _registered(name: str, tracking: str) -> OpenModel:
     found = REGISTERED.fullmatch(name)
     if found is None:
         raise ValueError(f"model {name!r}: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    with registry(tracking), no_hints():
+    with registry(tracking):
         _check_exists(found, name, tracking)
         loaded = mlflow.pyfunc.load_model(name).unwrap_python_model()
     if not hasattr(loaded, "generator") or not hasattr(loaded, "clips"):
@@ -83,6 +83,7 @@ def registry(tracking: str) -> Iterator[None]:
     path = Path(tracking.removeprefix("sqlite:///"))
     if tracking.startswith("sqlite:///") and not path.is_file():
         raise ValueError(f"tracking {tracking}: no such database; give the one that the run wrote to")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking)
     try:
@@ -112,11 +113,3 @@ def _check_exists(found: re.Match[str], name: str, tracking: str) -> None:
             )
     except MlflowException as error:
         raise ValueError(f"tracking {tracking}: the registry does not answer ({error.error_code})") from None
-
-
-@contextlib.contextmanager
-def no_hints() -> Iterator[None]:
-    """MLflow recommends type hints at every load; the version's signature says more."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*type hints to the `predict` method.*")
-        yield

@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+import pandas
 from mlflow.models import set_model
 
 PSI = 1.0
@@ -43,9 +44,10 @@ class PortraitVideos(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.generator.load_state_dict(load_file(context.artifacts["weights"]))
         self.generator.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
-    # Without type hints, which MLflow would take for a schema; the logged signature is the schema.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """`model_input`: a DataFrame or a dict of columns. `params`: `psi`, and `mapping`, the camera that
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> Any:
+        """`model_input`: see the top of this file. `params`: `psi`, and `mapping`, the camera that
         the mapping network sees: that of the clip's `first` row, or the `front` one."""
         rows = {str(name): list(model_input[name]) for name in model_input}
         psi, mapping = float((params or {}).get("psi", PSI)), (params or {}).get("mapping", MAPPING[0])

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.models import no_hints
-
 if TYPE_CHECKING:
     from infra.checkpoints import Checkpoint
     from model.generator import Generator
@@ -154,7 +152,7 @@ def _log(generator: Generator, folder: Path, *, name: str, run_id: str, tags: di
             ]
         ),
     )
-    with no_hints(), mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
+    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(CODE_FILE),
@@ -221,3 +219,18 @@ def _weights_hash(generator: Generator) -> str:
         sha.update(f"{key}|{tuple(value.shape)}|".encode())
         sha.update(value.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
+
+
+def find_version(tracking: str, name: str, alias: str) -> Any | None:
+    """MLflow's record of the version that `alias` points to, None when there is none (or no registry yet)."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if tracking.startswith("sqlite:///") and not Path(tracking.removeprefix("sqlite:///")).is_file():
+        return None
+    try:
+        return MlflowClient(tracking).get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            log.warning("the registry at %s does not answer (%s)", tracking, error.error_code)
+        return None

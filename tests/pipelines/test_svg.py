@@ -1,0 +1,49 @@
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from pipelines import svg
+
+
+def heights(picture: str) -> list[float]:
+    return [float(h) for h in re.findall(r'class="bar".*?height="([\d.]+)"', picture)]
+
+
+def test_bars_are_proportional_to_counts_and_tell_them() -> None:
+    picture = svg.histogram([0.5, 1.5, 1.5], low=0, high=2, bins=2, unit="s", what="clips")
+    assert heights(picture)[1] == pytest.approx(2 * heights(picture)[0], rel=0.01)
+    assert "1 to 2 s: 2 clips" in picture
+    ElementTree.fromstring(picture)
+
+
+def test_values_beyond_the_scale_are_counted_in_the_outer_bars() -> None:
+    picture = svg.histogram([-100, 100, 0.5], low=0, high=1, bins=2, what="frames")
+    assert "0 to 0.5 : 1 frames" in picture
+    assert "0.5 to 1 : 2 frames" in picture
+
+
+def test_a_curve_is_thinned_and_keeps_its_ends() -> None:
+    points = [(float(x), float(np.sin(x / 500))) for x in range(5000)]
+    picture = svg.line(points)
+    drawn = re.search(r'polyline class="curve" points="([^"]*)"', picture)
+    assert drawn is not None
+    assert len(drawn[1].split()) < 400
+    ElementTree.fromstring(picture)
+
+
+def test_points_that_are_not_finite_are_left_out_of_a_curve() -> None:
+    assert "nan" not in svg.line([(0.0, 1.0), (1.0, float("nan")), (2.0, 3.0)])
+    assert svg.line([(0.0, float("nan"))]) == ""
+
+
+def test_text_in_a_plot_is_escaped() -> None:
+    assert "<script>" not in svg.histogram([1], low=0, high=2, unit="<script>")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.05, "0.05"), (123.4, "123"), (1234, "1234"), (2e6, "2e+06")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert svg._short(value) == text
