@@ -1,9 +1,8 @@
 """How fast the networks are and what they keep: `run` is `pv3d bench model`.
-
-Every phase is timed in processes of its own that take turns: ours with the allocator that the product sets up, the
-reference formulation (`model/reference.py`) as a user would start plain PyTorch, and the reference under our allocator.
-The convolutions of our phase are then run alone, which bounds what any formulation could reach.
-"""
+Every phase is timed in processes of its own that take turns: ours with the allocator that the product sets
+up, the reference formulation (`model/reference.py`) as a user would start plain PyTorch, and the reference
+under our allocator. The convolutions of our phase are then run alone, which bounds what any formulation could
+reach."""
 
 from __future__ import annotations
 
@@ -32,7 +31,12 @@ from model.losses import GeneratorInputs, Sample
 
 Side = Literal["ours", "reference", "reference_same_allocator", "ours_bf16"]
 BENCH_PHASES = ("generator_forward", *steps.PHASES)
-AMORTISED = {"generator_main": 1.0, "generator_reg": 1 / 4, "discriminator_main": 1.0, "discriminator_reg": 1 / 16}
+AMORTISED = {
+    "generator_main": 1.0,
+    "generator_reg": 1 / 4,
+    "discriminator_main": 1.0,
+    "discriminator_reg": 1 / 16,
+}
 PHASE_NAMES = {"G-forward": "generator_forward", "G-main": "generator_main", "G-reg": "generator_reg",
                "D-main": "discriminator_main", "D-reg": "discriminator_reg"}  # fmt: skip
 
@@ -57,13 +61,16 @@ class Workload:
             "generator_forward": forward,
             "generator_main": lambda: steps.generator_step(nets, self.inputs, recipe, step=0),
             "generator_reg": lambda: steps.generator_step(nets, self.inputs, recipe, step=0, density=True),
-            "discriminator_main": lambda: steps.discriminator_step(nets, self.inputs, self.real, recipe, step=0),
+            "discriminator_main": lambda: steps.discriminator_step(
+                nets, self.inputs, self.real, recipe, step=0
+            ),
             "discriminator_reg": lambda: steps.r1_step(nets, self.real, recipe, step=0),
         }[name]
 
 
 def workload(of: Variant, device: str, videos: int, *, bf16: bool = False, seed: int = 0) -> Workload:
-    """The variant's networks at their start, with synthetic frames and frontal cameras, after all schedules."""
+    """The variant's networks at their start, with synthetic frames and frontal cameras, after all
+    schedules."""
     torch.manual_seed(seed)
     config = of.model
     recipe = replace(of.recipe, batch=videos)
@@ -75,7 +82,9 @@ def workload(of: Variant, device: str, videos: int, *, bf16: bool = False, seed:
                 network.use_bf16()
     frames = config.discriminator_frames
     yaws = np.linspace(-20, 20, videos * frames)
-    cameras = torch.from_numpy(np.stack([camera.orbit(yaw).encode() for yaw in yaws])).view(videos, frames, -1)
+    cameras = torch.from_numpy(np.stack([camera.orbit(yaw).encode() for yaw in yaws])).view(
+        videos, frames, -1
+    )
     generator = torch.Generator().manual_seed(seed)
     times = steps.sample_times(videos, config, recipe, generator)
     inputs = steps.draw_inputs(
@@ -83,8 +92,10 @@ def workload(of: Variant, device: str, videos: int, *, bf16: bool = False, seed:
     )
     side = config.img_resolution
     image = torch.rand(videos, frames, 3, side, side, generator=generator) * 2 - 1
-    real = losses.real_sample(image.to(device), times.to(device), cameras.to(device), config.rendering.resolution)
-    moved = {k: v.to(device) for k, v in vars(inputs).items() if isinstance(v, Tensor)}
+    real = losses.real_sample(
+        image.to(device), times.to(device), cameras.to(device), config.rendering.resolution
+    )
+    moved: Any = {k: v.to(device) for k, v in vars(inputs).items() if isinstance(v, Tensor)}
     return Workload(nets, replace(inputs, **moved), real, recipe)
 
 
@@ -107,13 +118,18 @@ class ConvolutionRecorder(TorchDispatchMode):
 
 def _signature(value: Any) -> Any:
     if isinstance(value, Tensor):
-        last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+        last = (
+            value.ndim == 4
+            and value.is_contiguous(memory_format=torch.channels_last)
+            and not value.is_contiguous()
+        )
         return ("tensor", tuple(value.shape), value.dtype, last)
     return tuple(value) if isinstance(value, list) else value
 
 
 def convolution_seconds(work: Workload, phase: str, device: str, repeats: int = 3) -> float:
-    """Time of the phase's convolutions alone: each distinct one on its own, best of `repeats`, times its count."""
+    """Time of the phase's convolutions alone: each distinct one on its own, best of `repeats`, times its
+    count."""
     with ConvolutionRecorder() as recorder:
         work.phase(phase)()
     total = 0.0
@@ -142,7 +158,9 @@ def _timed(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def worker(name: str, side: Side, phase: str, device: str, videos: int, calls: int, convolutions: bool) -> dict[str, Any]:
+def worker(
+    name: str, side: Side, phase: str, device: str, videos: int, calls: int, convolutions: bool
+) -> dict[str, Any]:
     """One process: build, call once unmeasured, then `calls` times."""
     work = workload(variant(name), device, videos, bf16=side == "ours_bf16")
     plain = reference.installed() if side.startswith("reference") else contextlib.nullcontext()
@@ -166,8 +184,8 @@ def peak_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-# What a worker process runs. `tune` is the product's own allocator setting, looked up at run time: model/ imports
-# nothing of infra/, and without it ours is timed as plain PyTorch.
+# What a worker process runs. `tune` is the product's own allocator setting, looked up at run time: model/
+# imports nothing of infra/, and without it ours is timed as plain PyTorch.
 _CHILD = """
 import importlib.util, sys
 if sys.argv.pop(1) == "tuned" and importlib.util.find_spec("infra.allocator"):
@@ -177,9 +195,23 @@ bench.main()
 """
 
 
-def _spawn(name: str, side: Side, phase: str, device: str, videos: int, calls: int, convolutions: bool) -> dict[str, Any]:
+def _spawn(
+    name: str, side: Side, phase: str, device: str, videos: int, calls: int, convolutions: bool
+) -> dict[str, Any]:
     allocator = "plain" if side == "reference" else "tuned"
-    command = [sys.executable, "-c", _CHILD, allocator, name, side, phase, device, str(videos), str(calls), str(int(convolutions))]
+    command = [
+        sys.executable,
+        "-c",
+        _CHILD,
+        allocator,
+        name,
+        side,
+        phase,
+        device,
+        str(videos),
+        str(calls),
+        str(int(convolutions)),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -190,10 +222,12 @@ def _spawn(name: str, side: Side, phase: str, device: str, videos: int, calls: i
 
 def run(
     name: str = "mid_128", phase: str | None = None, device: str = "cpu",
-    progress: Callable[[str], None] = lambda line: None, *, rounds: int = 2, calls: int = 3, videos: int | None = None,
+    progress: Callable[[str], None] = lambda line: None, *, rounds: int = 2, calls: int = 3,
+    videos: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure one variant: `{"figures": {name: number}}`. `phase` (G-main, G-reg, D-main, D-reg, G-forward) alone, or
-    all of them and the amortised update. One video of two frames on a CPU, two on CUDA unless `videos` says more."""
+    """Measure one variant: `{"figures": {name: number}}`. `phase` (G-main, G-reg, D-main, D-reg, G-forward)
+    alone, or all of them and the amortised update. One video of two frames on a CPU, two on CUDA unless
+    `videos` says more."""
     if phase is not None and phase not in PHASE_NAMES:
         raise ValueError(f"phase {phase!r} does not exist; give one of {', '.join(PHASE_NAMES)}")
     of = variant(name)
@@ -215,10 +249,12 @@ def run(
                 key = f"{side}/{p}"
                 figures[f"{key}/peak_gb"] = max(figures.get(f"{key}/peak_gb", 0.0), measured["peak_gb"])
                 convolution[p] = measured.get("convolution_seconds", convolution.get(p, 0.0))
-                progress(f"{of.name} {p} {side}: {min(measured['seconds']):.3f} s, {measured['peak_gb']:.2f} GB")
-    for (side, p), values in seconds.items():
-        figures[f"{side}/{p}/seconds_best"] = min(values)
-        figures[f"{side}/{p}/seconds_median"] = statistics.median(values)
+                progress(
+                    f"{of.name} {p} {side}: {min(measured['seconds']):.3f} s, {measured['peak_gb']:.2f} GB"
+                )
+    for (measured_side, p), values in seconds.items():
+        figures[f"{measured_side}/{p}/seconds_best"] = min(values)
+        figures[f"{measured_side}/{p}/seconds_median"] = statistics.median(values)
     weights = {p: AMORTISED[p] for p in wanted if p in AMORTISED} or {wanted[0]: 1.0}
     return {"figures": figures | _ratios(figures, convolution, weights, {s for s, _ in seconds})}
 
@@ -243,7 +279,7 @@ def _ratios(
 def has_bf16(device: str) -> bool:
     """Whether the processor multiplies bfloat16 itself."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
