@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -98,37 +97,45 @@ class FolderStorage(Storage):
         return data
 
     @contextlib.contextmanager
-    def _temporary(self, key: str) -> Iterator[Path]:
+    def _written(self, key: str, blocks: Iterator[bytes]) -> Iterator[tuple[Path, Path]]:
+        """(temporary file that holds the blocks, target). Raises StorageError when it cannot be written."""
         target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-        os.close(handle)
+        temporary = target.parent / f".tmp-{os.getpid()}-{os.urandom(6).hex()}"
         try:
-            yield Path(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Not `tempfile`, whose files only their owner may read.
+            with temporary.open("xb") as file:
+                for block in blocks:
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary, target
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"storage.root: cannot write {key} below {self.root} ({error.strerror}); "
+                "make room or permit it, or choose another folder"
+            ) from error
         finally:
-            Path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def write(self, key: str, data: bytes) -> None:
-        with self._temporary(key) as temporary:
-            _write_through(temporary, data)
-            temporary.replace(self.path(key))
+        with self._written(key, iter([data])) as (temporary, target):
+            temporary.replace(target)
 
     def create(self, key: str, data: bytes) -> bool:
-        with self._temporary(key) as temporary:
-            _write_through(temporary, data)
-            try:
-                os.link(temporary, self.path(key))
-            except FileExistsError:
-                return False
-        return True
+        with contextlib.suppress(FileExistsError), self._written(key, iter([data])) as (temporary, target):
+            os.link(temporary, target)
+            return True
+        return False
 
     def upload(self, key: str, path: Path) -> None:
-        with self._temporary(key) as temporary, path.open("rb") as source, temporary.open("wb") as target:
-            while block := source.read(1 << 22):
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-            temporary.replace(self.path(key))
+        with path.open("rb") as source:
+            blocks = iter(lambda: source.read(1 << 22), b"")
+            with self._written(key, blocks) as (temporary, target):
+                temporary.replace(target)
 
     @contextlib.contextmanager
     def local(self, key: str) -> Iterator[Path]:
@@ -155,21 +162,27 @@ class FolderStorage(Storage):
         try:
             self.write(".writable", b"")
             self.delete(".writable")
-        except OSError as error:
+        except (StorageError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, StorageError) else error
+            reason = getattr(cause, "strerror", None) or cause
             raise StorageError(
-                f"storage.root: cannot write to {self.root} ({error.strerror}); choose another folder"
+                f"storage.root: cannot write to {self.root} ({reason}); choose another folder"
             ) from None
 
 
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def open_storage(
+    root: str,
+    *,
+    endpoint: str | None = None,
+    region: str | None = None,
+    addressing: str = "auto",
+    profile: str | None = None,
+) -> Storage:
+    """The store at `root`: a folder, or `s3://bucket/prefix`, which the other arguments are for."""
+    if root.startswith("s3://"):
+        from infra.s3 import S3Storage
 
-
-def open_storage(root: str) -> Storage:
-    """The store at `root`: a folder, or `s3://bucket/prefix`."""
+        return S3Storage(root, endpoint=endpoint, region=region, addressing=addressing, profile=profile)
     if "://" in root and not root.startswith("file://"):
-        raise ValueError(f"storage.root: {root!r} is not a folder")
+        raise ValueError(f"storage.root: {root!r} is neither a folder nor s3://bucket/prefix")
     return FolderStorage(root.removeprefix("file://"))

@@ -104,10 +104,10 @@ def main() -> None:
 @answers
 def run(workflow: Any, until: str | None, dry_run: bool, ray_address: str | None, in_process: bool) -> Answer:
     """Do the whole run, or the part of it that is not done yet."""
-    from pipelines.run import describe_plan, run_workflow
+    from pipelines.run import check_until, describe_plan, run_workflow
 
     if dry_run:
-        return describe_plan(workflow, until=until)
+        return describe_plan(workflow, check_until(workflow, until))
     return run_workflow(workflow, until=until, ray_address=ray_address, in_process=in_process)
 
 
@@ -148,8 +148,10 @@ def report(workflow: Any) -> Answer:
 @click.option("--frames", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--yaw", default=0.0, show_default=True, help="Degrees that the camera swings to either side.")
-@click.option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
-              default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.")  # fmt: skip
+@click.option(
+    "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
+    default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.",
+)  # fmt: skip
 @answers
 def generate(model: str, seeds: str, frames: int, out: Path, yaw: float, tracking: str) -> Answer:
     """Load a registered model and write one mp4 per seed."""

@@ -185,11 +185,11 @@ class OnRay:
         """One more worker for a pool, if there is room; `reclaim` may take the room from another pool."""
         if len(self._of(pool)) >= self._most(pool):
             return None
-        while not self._fits(pool):
-            spare = self._spare(pool) if reclaim else None
-            if spare is None:
-                return None
-            self._end(spare)
+        spare = [] if self._fits(pool) else self._spare(pool) if reclaim else None
+        if spare is None:
+            return None
+        for other in spare:
+            self._end(other)
         worker = _Worker(pool)
         if pool.has_setup:
             worker.actor = self._actor.options(**self._options(pool)).remote(self._spec(pool))
@@ -197,14 +197,18 @@ class OnRay:
         self.workers.append(worker)
         return worker
 
-    def _spare(self, needy: Pool) -> _Worker | None:
-        """An idle worker of a pool that has none to do, or more than one."""
+    def _spare(self, needy: Pool) -> list[_Worker] | None:
+        """Idle workers that make room for the needy pool: of pools with nothing to do, and all but one of
+        the others. None when even all of them would not do, so that none ends for nothing."""
+        spare: list[_Worker] = []
         for worker in self.workers:
             pool = worker.pool
-            if pool is needy or worker.work is not None or worker.ready is not None:
-                continue
-            if not self._may_run(pool) or len(self._of(pool)) > 1:
-                return worker
+            left = sum(other.pool is pool and other not in spare for other in self.workers)
+            idle = worker.work is None and worker.ready is None
+            if pool is not needy and idle and (left > 1 or not self._may_run(pool)):
+                spare.append(worker)
+                if self._fits(needy, without=spare):
+                    return spare
         return None
 
     def _most(self, pool: Pool) -> int:
@@ -216,12 +220,13 @@ class OnRay:
         room = max(1, math.floor(min(shares) + 1e-9)) if shares else 4 * int(self.have.get("CPU", 1))
         return min(room, limit) if limit else room
 
-    def _fits(self, pool: Pool) -> bool:
+    def _fits(self, pool: Pool, without: list[_Worker] | None = None) -> bool:
         if not self.local and not self._of(pool):
             return True  # a cluster may grow when it is asked
         need = _needs(pool)
         for key, value in need.items():
-            used = sum(_needs(worker.pool).get(key, 0.0) for worker in self.workers)
+            staying = [worker for worker in self.workers if worker not in (without or [])]
+            used = sum(_needs(worker.pool).get(key, 0.0) for worker in staying)
             if value and used + value > self.have.get(key, 0.0) + 1e-9:
                 return False
         return True

@@ -1,0 +1,188 @@
+"""Named weight files of other people: where from, under which licence, and which bytes they must be.
+
+A file is looked for in the folder that PV3D_WEIGHTS names, then in the cache. None of them is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+_YUNET = "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/master/onnx/yunet_n_dynamic.onnx"
+_LANDMARKER = (
+    "https://storage.googleapis.com/mediapipe-models/face_landmarker/"
+    "face_landmarker/float16/1/face_landmarker.task"
+)
+_BLOCK = 1 << 20
+
+
+class WeightsError(ValueError):
+    """A weight file is missing or is another file; the message is one line with the cure."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One weight file."""
+
+    name: str                                # short, for the command line
+    file: str                                # name of the file
+    use: str                                 # what it is for
+    source: str                              # page to read, or package to install
+    licence: str
+    url: str = ""                            # direct download, when there is one
+    sha256: str = ""                         # "" while nobody has pinned it
+    size: int = 0                            # bytes
+    package: str = ""                        # import name of a PyPI package that holds it, in `folder`
+    folder: str = ""
+
+
+def _dlib(name: str, file: str, use: str, sha256: str, size: int, licence: str) -> WeightFile:
+    return WeightFile(
+        name, file, use, "PyPI: face-recognition-models (installed by pv3d-pipeline[dlib])", licence,
+        sha256=sha256, size=size, package="face_recognition_models", folder="models",
+    )  # fmt: skip
+
+
+FILES: tuple[WeightFile, ...] = (
+    WeightFile(
+        "i3d", "i3d_pretrained_400.pt", "metric fvd: I3D features, Kinetics-400",
+        "https://github.com/wilson1yan/VideoGPT", "MIT (code); trained on Kinetics-400",
+        url=_DRIVE + "1mQK8KD8G6UWRa5t87SRMm5PVXtlpneJT",
+    ),
+    WeightFile(
+        "arcface", "model_ir_se50.pth", "metric id: ArcFace IR-SE50",
+        "https://github.com/TreB1eN/InsightFace_Pytorch", "MIT (code); trained on MS-Celeb-1M",
+        url=_DRIVE + "1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn",
+    ),
+    WeightFile(
+        "yunet", "yunet_n_dynamic.onnx", "backend yunet: face boxes and five points",
+        "https://github.com/ShiqiYu/libfacedetection.train", "Apache-2.0", url=_YUNET,
+        sha256="104ee26c71d5c270ce79a6b3dced91c91013260d29a6bf18f9296c5b8c4c2b12", size=322906,
+    ),
+    WeightFile(
+        "mediapipe", "face_landmarker_v2_with_blendshapes.task", "backend mediapipe: 478-point mesh",
+        "https://github.com/google-ai-edge/mediapipe", "Apache-2.0", url=_LANDMARKER,
+        sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff", size=3758596,
+    ),
+    WeightFile(
+        "mobilefacenet", "foamliu_mobilefacenet.onnx", "backend mobilefacenet: 128 numbers of identity",
+        "https://github.com/foamliu/MobileFaceNet (converted to ONNX)", "Apache-2.0; trained on MS-Celeb-1M",
+        sha256="b7120c095d60094f28a4a54ba6a8bf51b297a6273fb40ef6350dfec1f63d9507", size=3998070,
+    ),
+    _dlib(
+        "dlib-landmarks", "shape_predictor_68_face_landmarks.dat", "backend dlib: 68 landmarks",
+        "fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f", 99693937,
+        "trained on 300-W: non-commercial",
+    ),
+    _dlib(
+        "dlib-identity", "dlib_face_recognition_resnet_model_v1.dat", "backend dlib: 128 numbers of identity",
+        "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30", 22466066, "CC0-1.0",
+    ),
+)  # fmt: skip
+
+
+def cache() -> Path:
+    """The folder that `fetch` writes to."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pv3d" / "weights"
+
+
+def folders() -> list[Path]:
+    """Where weight files are looked for, in order."""
+    named = os.environ.get("PV3D_WEIGHTS")
+    return [*([Path(named).expanduser()] if named else []), cache()]
+
+
+def entry(name: str) -> WeightFile:
+    """The entry of a short name or a file name. Raises WeightsError."""
+    for known in FILES:
+        if name in (known.name, known.file):
+            return known
+    names = ", ".join(known.name for known in FILES)
+    raise WeightsError(f"weights {name!r}: not in the table; known: {names}")
+
+
+def find(name: str) -> Path | None:
+    """Where the file lies, by short name or file name; None when it is missing. It is not read."""
+    file = next((known.file for known in FILES if name in (known.name, known.file)), name)
+    for folder in folders():
+        if (folder / file).is_file():
+            return folder / file
+    known = next((known for known in FILES if known.file == file), None)
+    if known and known.package:
+        spec = importlib.util.find_spec(known.package)  # not imported: it needs a setuptools of long ago
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            if Path(place, known.folder, file).is_file():
+                return Path(place, known.folder, file)
+    return None
+
+
+def require(name: str) -> Path:
+    """Where the file lies, checked against its sha256. Raises WeightsError naming file and cure."""
+    known = entry(name)
+    path = find(name)
+    if path is None:
+        places = " and ".join(str(folder) for folder in folders())
+        raise WeightsError(f"weights file {known.file} missing in {places}; see `pv3d weights list`")
+    check(path, known)
+    return path
+
+
+def check(path: Path, known: WeightFile, sha256: str | None = None) -> str:
+    """The file's sha256. Raises WeightsError when another one is pinned."""
+    found = digest(path)
+    wanted = sha256 or known.sha256
+    if wanted and found != wanted.lower():
+        raise WeightsError(
+            f"weights file {path}: its sha256 is {found}, not {wanted}; remove this file, it is another one"
+        )
+    return found
+
+
+def digest(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def fetch(name: str, sha256: str | None = None, tell: Callable[[int], None] = lambda count: None) -> Path:
+    """Download a file into the cache and check it; a file that is there and right stays. `tell` gets bytes.
+
+    Raises WeightsError when there is no link, nothing to check it against, or when it is another file.
+    """
+    known = entry(name)
+    path = cache() / known.file
+    if not (sha256 or known.sha256):
+        raise WeightsError(
+            f"weights {known.name}: its sha256 is not pinned; give the one you trust with --sha256"
+        )
+    if path.is_file():
+        check(path, known, sha256)
+        return path
+    if not known.url:
+        raise WeightsError(f"weights {known.name}: no direct link; get it from {known.source} into {cache()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(known.url, timeout=60) as answer, part.open("wb") as file:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                tell(len(block))
+        check(part, known, sha256)
+        part.replace(path)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        cause = getattr(error, "reason", error)
+        raise WeightsError(f"weights {known.name}: cannot download {known.url} ({cause})") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,131 @@
+"""`pv3d bench NAME`: figures measured on this machine, now."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.document import did_you_mean
+
+# name -> function that takes keyword arguments and returns {"figures": {name: number}, ...} or the figures
+BENCHES = {
+    "cameras": "pipelines.bench:cameras",
+    "help": "pipelines.bench:help_time",
+    "model": "model.bench:run",
+}
+
+
+def run_bench(name: str, data: str | None, options: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Run one bench. Raises ValueError for an unknown name or option."""
+    if name not in BENCHES:
+        raise ValueError(f"bench {name}: unknown{did_you_mean(name, BENCHES)}; known: {', '.join(BENCHES)}")
+    module, _, function = BENCHES[name].partition(":")
+    measure: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
+    known = inspect.signature(measure).parameters
+    arguments: dict[str, Any] = _arguments(name, options, list(known))
+    if data is not None:
+        if not Path(data).is_dir():
+            raise ValueError(f"--data {data}: no such folder")
+        os.environ["PV3D_WEIGHTS"] = str(Path(data, "weights").absolute())
+        if "data" in known:
+            arguments["data"] = Path(data).absolute()
+    found = measure(**arguments)
+    figures = found.get("figures", found)
+    lines = [f"{key:<32} {value:.6g}" for key, value in figures.items()]
+    return {"bench": name, "figures": figures, "machine": machine()}, "\n".join(lines)
+
+
+def _arguments(name: str, options: Sequence[str], known: list[str]) -> dict[str, Any]:
+    """["--kills", "50"] -> {"kills": 50}."""
+    arguments: dict[str, Any] = {}
+    waiting = list(options)
+    while waiting:
+        word, equals, value = waiting.pop(0).partition("=")
+        key = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or key not in known:
+            raise ValueError(f"bench {name}: {word}: unknown option{did_you_mean(key, known)}")
+        if not equals:
+            if not waiting:
+                raise ValueError(f"bench {name}: {word}: give a value")
+            value = waiting.pop(0)
+        arguments[key] = _number(value)
+    return arguments
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory, 1),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def help_time(runs: int = 5) -> dict[str, Any]:
+    """Seconds of a whole `pv3d --help`, the best of some."""
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "--help"]
+    seconds = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - begun)
+    return {"figures": {"help_s": min(seconds)}}
+
+
+def cameras(workflow: str = "workflow.yaml", root: str = "") -> dict[str, Any]:
+    """Mean absolute error of yaw, pitch and roll in degrees on the demo's clips, a constant removed per clip.
+
+    Makes the clips anew in a temporary folder, unless `root` names a store that has them.
+    """
+    from infra.storage import open_storage
+    from pipelines.ledger import Ledger
+    from pipelines.runner import prepare
+    from pipelines.workflow import load
+    from stages.sources.portraits import pose_errors
+
+    with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:
+        read = load(workflow, "demo")
+        read = replace(read, storage=read.storage.model_copy(update={"root": root or folder}))
+        step = next(step for step in read.steps if "cameras" in step.stage.writes)
+        prepare(read, until=step.name)
+        store = open_storage(read.storage.root)
+        ledger = Ledger(store)
+        refs = [ref for record in ledger.records(step.name).values() for ref in ledger.outputs(record)]
+        errors = [pose_errors(store, ledger.load(ref)) for ref in refs]
+    found = [error for error in errors if error is not None]
+    figures: dict[str, float] = {"clips": len(found)}
+    for name in ("yaw", "pitch", "roll"):
+        figures[f"{name}_deg_mean"] = sum(e[name] for e in found) / max(len(found), 1)
+        figures[f"{name}_deg_worst"] = max((e[name] for e in found), default=0.0)
+    return {"figures": figures}

@@ -1,0 +1,89 @@
+"""`pv3d run`: the data stages, then train, evaluate, register and the report."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.document import did_you_mean
+from pipelines.status import describe_plan, workflow_status
+from pipelines.workflow import Workflow
+
+__all__ = ["check_until", "describe_plan", "run_workflow"]
+
+Answer = tuple[dict[str, Any], str]
+
+AFTER_DATA = ("train", "evaluate", "register")
+
+
+def check_until(workflow: Workflow, until: str | None) -> str | None:
+    """The last data stage to run, None for all. Raises ValueError for a name that is none."""
+    names = [step.name for step in workflow.steps]
+    if until is None or until in AFTER_DATA:
+        return None
+    if until not in names:
+        raise ValueError(f"--until {until}: no such stage{did_you_mean(until, [*names, *AFTER_DATA])}")
+    return until
+
+
+def run_workflow(
+    workflow: Workflow, *, until: str | None = None, ray_address: str | None = None, in_process: bool = False
+) -> Answer:
+    """Do what is not done yet, in order, and say where the results are."""
+    begun = time.monotonic()
+    last_stage = check_until(workflow, until)
+    from infra import cluster
+    from pipelines.runner import prepare
+
+    if ray_address and not in_process:
+        cluster.check_address(ray_address)  # at once, even when little is left to do
+    try:
+        prepared = prepare(workflow, until=last_stage, in_process=in_process, ray_address=ray_address)
+        answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}
+        if last_stage is None:
+            answer.update(_after_data(workflow, until, ray_address))
+    finally:
+        cluster.stop()
+    answer["seconds"] = round(time.monotonic() - begun, 1)
+    answer["tracking"] = workflow.storage.tracking
+    return answer, _closing(workflow, answer)
+
+
+def _after_data(workflow: Workflow, until: str | None, ray_address: str | None) -> dict[str, Any]:
+    from pipelines.evaluate import evaluate
+    from pipelines.register import register
+    from pipelines.report import report
+    from pipelines.train import train
+
+    found: dict[str, Any] = {"training": train(workflow, ray_address=ray_address)}
+    if until == "train":
+        return found
+    found["evaluation"] = evaluate(workflow)
+    if until == "evaluate":
+        return found
+    version = register(workflow)
+    found["model"] = {"name": version.name, "version": version.version, "alias": version.alias}
+    found["report"] = str(report(workflow))
+    return found
+
+
+def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
+    """What a person wants to open next."""
+    _, table = workflow_status(workflow)
+    lines = [table, ""]
+    if "report" in answer:
+        lines.append(f"report      {answer['report']}")
+    sample = answer.get("training", {}).get("sample")
+    if sample:
+        root = workflow.storage.root
+        lines.append(f"sample      {Path(root, sample) if '://' not in root else f'{root}/{sample}'}")
+    if "model" in answer:
+        name, version, alias = (answer["model"][key] for key in ("name", "version", "alias"))
+        lines.append(f"model       {name} version {version} (models:/{name}@{alias})")
+    if "training" in answer:
+        lines.append(f"MLflow      mlflow ui --backend-store-uri {shlex.quote(workflow.storage.tracking)}")
+    minutes, seconds = divmod(round(answer["seconds"]), 60)
+    lines.append(f"took        {minutes} min {seconds} s" if minutes else f"took        {seconds} s")
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+import os
+import stat
+import threading
+
+import boto3
+import pytest
+from botocore.exceptions import ReadTimeoutError
+
+from infra.storage import FolderStorage, StorageError, open_storage
+
+moto = pytest.importorskip("moto")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def any_store(request, tmp_path, monkeypatch):
+    if request.param == "folder":
+        yield FolderStorage(tmp_path / "store")
+        return
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield open_storage("s3://bucket/runs/one")
+
+
+def test_what_is_written_is_read_back(any_store):
+    any_store.write("a/b.txt", b"one")
+    any_store.write("a/b.txt", b"two")
+    assert any_store.read("a/b.txt") == b"two"
+    assert any_store.read_range("a/b.txt", 1, 2) == b"wo"
+    assert any_store.size("a/b.txt") == 3
+    with any_store.local("a/b.txt") as path:
+        assert path.read_bytes() == b"two"
+
+
+def test_a_missing_object_is_not_found(any_store):
+    for call in (any_store.read, any_store.size):
+        with pytest.raises(FileNotFoundError):
+            call("none")
+    with pytest.raises(FileNotFoundError), any_store.local("none"):
+        pass
+    assert not any_store.exists("none")
+    any_store.delete("none")
+
+
+def test_a_range_beyond_the_end_is_refused(any_store):
+    any_store.write("k", b"12345")
+    with pytest.raises(EOFError):
+        any_store.read_range("k", 3, 4)
+    with pytest.raises(EOFError):
+        any_store.read_range("k", 9, 1)
+
+
+def test_create_succeeds_for_one_of_many_writers(any_store):
+    results = []
+    threads = [
+        threading.Thread(target=lambda i=i: results.append(any_store.create("k", b"%d" % i)))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False] * 7 + [True]
+
+
+def test_the_list_is_sorted_and_stays_below_its_prefix(any_store):
+    for key in ("b/2", "b/1", "bb/1", "a"):
+        any_store.write(key, b"")
+    assert list(any_store.list("b")) == ["b/1", "b/2"]
+    assert list(any_store.list()) == ["a", "b/1", "b/2", "bb/1"]
+    assert list(any_store.list("none")) == []
+
+
+def test_a_file_is_uploaded(any_store, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(5 << 20))
+    any_store.upload("big", file)
+    assert any_store.read("big") == file.read_bytes()
+    assert file.exists()
+
+
+@pytest.mark.parametrize("key", ["../x", "/x", "a//b", "a/../b", "", "a b"])
+def test_keys_that_could_leave_the_root_are_refused(any_store, key):
+    with pytest.raises(ValueError, match="storage key"):
+        any_store.write(key, b"")
+
+
+def test_a_writable_store_is_left_as_it_was(any_store):
+    any_store.check_writable()
+    assert list(any_store.list()) == []
+
+
+def test_files_get_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        store = FolderStorage(tmp_path / "store")
+        store.write("a", b"")
+        store.create("b", b"")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(store.path(key).stat().st_mode) for key in ("a", "b")} == {0o640}
+
+
+def test_a_root_below_a_file_cannot_be_written_and_says_so_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = FolderStorage(tmp_path / "file" / "store")
+    message = r"storage.root: cannot write to .*file/store \(.+\); choose"
+    with pytest.raises(StorageError, match=message) as error:
+        store.check_writable()
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    store = FolderStorage(tmp_path / "store")
+    store.write("a", b"old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write a below .*No space left on device"):
+        store.write("a", b"new")
+    assert store.read("a") == b"old"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
+
+
+def test_other_kinds_of_root_are_refused():
+    with pytest.raises(ValueError, match="neither a folder nor s3"):
+        open_storage("gs://bucket")
+    with pytest.raises(ValueError, match="names no bucket"):
+        open_storage("s3://")
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield open_storage("s3://bucket")
+
+
+@pytest.mark.parametrize(("there", "wins"), [(b"mine", True), (b"other", False), (None, True)])
+def test_a_create_whose_answer_was_lost_is_settled_by_reading_back(s3, monkeypatch, there, wins):
+    send = s3._put
+    lost = []
+
+    def put(key, data, **options):
+        if not lost:
+            lost.append(key)
+            if there is not None:
+                send(key, there)
+            raise ReadTimeoutError(endpoint_url="http://s3")
+        send(key, data, **options)
+
+    monkeypatch.setattr(s3, "_put", put)
+    assert s3.create("k", b"mine") is wins
+    assert s3.read("k") == (there or b"mine")
+
+
+def test_a_body_that_breaks_off_is_read_again(s3, monkeypatch):
+    s3.write("k", b"whole")
+    get = s3._client.get_object
+    calls = []
+
+    class Broken:
+        def read(self):
+            from botocore.exceptions import ResponseStreamingError
+
+            raise ResponseStreamingError(error="cut")
+
+    def flaky(**options):
+        calls.append(1)
+        return {"Body": Broken()} if len(calls) == 1 else get(**options)
+
+    monkeypatch.setattr(s3._client, "get_object", flaky)
+    assert s3.read("k") == b"whole"
+
+
+def test_a_missing_bucket_is_one_line(s3):
+    other = open_storage("s3://nothere/x")
+    with pytest.raises(StorageError, match=r"NoSuchBucket.*create the bucket"):
+        other.check_writable()
