@@ -147,12 +147,12 @@ class Engine:
                 if not math.isfinite(value):
                     raise NonFiniteError(f"{term} is {value}")
             self._engine.backward(total)
-            norm = self._step()
+            norm = self._step(label or self.name)
         finally:
             self.network.requires_grad_(False)
         return {**values, f"{label or self.name}/grad_norm": norm}
 
-    def _step(self) -> float:
+    def _step(self, label: str) -> float:
         """Step unless the gradient is not finite; its global norm."""
         if self.zero == 0:  # gradients are whole and already averaged here
             grads = [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -166,7 +166,7 @@ class Engine:
             self._engine.step()  # computes the norm first, and does nothing when it is not finite
             norm = float("inf") if self._optimizer.overflow else float(self._engine.get_global_grad_norm())
         if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient of {self.name} is not finite")
+            raise NonFiniteError(f"the gradient of {label} is not finite")
         return norm
 
     def moments(self) -> dict[str, Tensor]:

@@ -94,6 +94,8 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    for noisy in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     prepare_folder(uri)
     client = MlflowClient(uri)
     try:

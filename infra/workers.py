@@ -22,8 +22,10 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",                      # relative paths keep their meaning
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",                # prints appear twice otherwise
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",    # 60 s unless told: little for a busy laptop that imports torch
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}    # nobody takes our only machine away; it complains at each start
 
 
 def use_gpus(workers: int, device: str) -> bool:
@@ -47,11 +49,21 @@ def run_workers(function: Callable[[Any], None], argument: Any, *, workers: int,
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    alone = len(ray.nodes()) == 1
+    for name, value in {**QUIET, **(ALONE if alone else {})}.items():
+        os.environ.setdefault(name, value)
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            """On one machine without Ray's actor that frees the workers' places when their controller dies: there all
+            end with the driver, and the actor complains every second when Ray has no dashboard."""
+            callbacks: list[Any] = super()._create_default_callbacks()
+            return [c for c in callbacks if not (alone and type(c).__name__ == "PlacementGroupCleanerCallback")]
+
     cpus = float(ray.cluster_resources().get("CPU", 1))
     each = {"CPU": min(1.0, cpus / workers)}     # never wait for cores that do not exist
     with tempfile.TemporaryDirectory(prefix="pv3d-ray-train-") as folder:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             function,
             train_loop_config=argument,
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),

@@ -193,10 +193,10 @@ def plan(workflow: Workflow) -> Job:
 
 
 def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
-    from infra.cluster import start_ray
+    from infra import cluster
     from infra.workers import run_workers, use_gpus
 
-    start_ray(ray_address)
+    cluster.start(ray_address)
     settings, store = job.settings, job.store
     gpu = use_gpus(settings.workers, settings.device)
     job = replace(job, gpu=gpu)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import logging
 import resource
 import sys
 import tempfile
@@ -27,13 +26,12 @@ from infra.engine import mean_over_workers
 from infra.tracking import Run, open_run
 from model.config import to_dict
 from model.generator import Generator
+from pipelines.checkpoints import LATEST
 from pipelines.grid import grid_frames
 from pipelines.settings import TrainSettings
 from pipelines.train_job import Job
 from stages.shards import Dataset
 from stages.video import write_video
-
-log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 1.0
 PROGRESS_EVERY_REMOTE_S = 10.0
@@ -154,11 +152,14 @@ class Recorder:
             "torch": torch.__version__,
         }  # fmt: skip
         saved = checkpoints.save(self.store, job.checkpoints, done, files, card, keep=self.settings.keep_checkpoints)
-        log.info("checkpoint %s", saved.key)
         text = json.dumps(saved.card, indent=1, sort_keys=True)
-        self._send(lambda run: (
-            run.text(text, f"checkpoints/{done:08d}.json"), run.tags({"pv3d.checkpoint": f"{self.store.root}/{saved.key}"}),
-        ))  # fmt: skip
+
+        def send(run: Run) -> None:
+            run.text(text, f"checkpoints/{done:08d}.json")
+            run.tags({"pv3d.checkpoint": f"{self.store.root}/{saved.key}"})
+            self.store.write(LATEST, json.dumps({"run": job.run, "run_id": run.id}).encode())
+
+        self._send(send)
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -11,82 +11,89 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BATCH, STEPS, SAVE_AT = 4, 6, 3
 
 
-def run_workers(out: Path, world: int, zero: int, *options: str, check: bool = True) -> list[str]:
+def run_workers(world: int, *tasks: dict[str, Any]) -> str:
+    """Run the tasks one after the other on `world` processes, with no compiler on the PATH. Returns what they print."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    path = os.environ["PATH"].split(os.pathsep)
-    bare = os.pathsep.join(p for p in path if not any(Path(p, tool).exists() for tool in ("g++", "gcc", "cc", "ninja")))
+    tools = ("g++", "gcc", "cc", "clang", "ninja")
+    path = [p for p in os.environ["PATH"].split(os.pathsep) if not any(Path(p, tool).exists() for tool in tools)]
     common = {
-        **os.environ, "PATH": bare, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world), "PYTHONPATH": str(Path(__file__).parents[2]),
+        **os.environ, "PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
-    command = [sys.executable, __file__, str(out), str(zero), *options]
     workers = [
         subprocess.Popen(
-            command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            [sys.executable, __file__, json.dumps(tasks)], env={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for r in range(world)
     ]  # fmt: skip
-    outputs = [w.communicate(timeout=120)[0] for w in workers]
-    if check:
-        assert all(w.returncode == 0 for w in workers), "\n".join(outputs)
-    return outputs
+    outputs = [w.communicate(timeout=300)[0] for w in workers]
+    assert all(w.returncode == 0 for w in workers), "\n".join(outputs)
+    return "".join(outputs)
 
 
-def weights(out: Path) -> dict[str, list[float]]:
-    return json.loads(out.read_text())["weights"]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the outcome of every task, after three launches."""
+    folder = tmp_path_factory.mktemp("engine")
+
+    def task(name: str, zero: int, **options: Any) -> dict[str, Any]:
+        paths = {k: str(folder / v) for k, v in options.items() if k in ("save", "load")}
+        return {"out": str(folder / f"{name}.json"), "zero": zero, **options, **paths}
+
+    run_workers(1, task("plain", 0, plain=True), task("half", 0, save="one-0"))
+    printed = run_workers(
+        2, *(task(f"two-{zero}", zero) for zero in (0, 1, 2)), task("half", 1, save="two-1"),
+        task("one-0 to two-1", 1, load="one-0"),
+        *(task(f"{fault}-{zero}", zero, fault=fault) for fault in ("loss", "gradient") for zero in (0, 1)),
+    )  # fmt: skip
+    run_workers(1, task("two-1 to one-2", 2, load="two-1"))
+    (folder / "printed").write_text(printed)
+    return folder
 
 
 def difference(a: Path, b: Path) -> float:
-    left, right = weights(a), weights(b)
+    left, right = (json.loads(path.read_text())["weights"] for path in (a, b))
     assert left.keys() == right.keys()
     assert left
     return max(abs(x - y) for name in left for x, y in zip(left[name], right[name], strict=True))
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("engine") / "plain.json"
-    run_workers(out, 1, 0, "--plain")
-    return out
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1, 2])
-def test_two_workers_equal_plain_torch_without_a_compiler(reference: Path, tmp_path: Path, zero: int) -> None:
-    outputs = run_workers(tmp_path / "two.json", 2, zero)
-    assert difference(reference, tmp_path / "two.json") < 1e-6
-    assert not "".join(outputs).strip(), "a worker must not print"
+def test_two_workers_without_a_compiler_equal_plain_torch(results: Path, zero: int) -> None:
+    assert difference(results / "plain.json", results / f"two-{zero}.json") < 1e-6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [((2, 1), (1, 2)), ((1, 0), (2, 1))])
-def test_adam_state_moves_to_another_number_of_workers_and_stage(
-    reference: Path, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
-) -> None:
-    state = tmp_path / "state.safetensors"
-    run_workers(tmp_path / "half.json", *before, "--save", str(state))
-    run_workers(tmp_path / "resumed.json", *after, "--load", str(state))
-    assert difference(reference, tmp_path / "resumed.json") < 1e-6
+def test_workers_print_nothing(results: Path) -> None:
+    assert (results / "printed").read_text().strip() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("move", ["two-1 to one-2", "one-0 to two-1"])
+def test_adam_state_moves_to_another_number_of_workers_and_stage(results: Path, move: str) -> None:
+    assert difference(results / "plain.json", results / f"{move}.json") < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1])
-@pytest.mark.parametrize("fault", ["loss", "gradient"])
-def test_stops_on_every_worker_before_the_update_when_not_finite(tmp_path: Path, zero: int, fault: str) -> None:
-    out = tmp_path / "stopped.json"
-    run_workers(out, 2, zero, "--fault", fault)
-    stopped = json.loads(out.read_text())
+@pytest.mark.parametrize(("fault", "message"), [("loss", "d/real is nan"), ("gradient", "the gradient of d is not finite")])
+def test_stops_on_every_worker_before_the_update_when_not_finite(
+    results: Path, zero: int, fault: str, message: str
+) -> None:
+    stopped = json.loads((results / f"{fault}-{zero}.json").read_text())
     assert stopped["unchanged"]
-    assert ("d/real is nan" if fault == "loss" else "the gradient of d is not finite") in stopped["error"]
+    assert stopped["error"] == message
 
 
 def test_refuses_zero_3_with_the_reason() -> None:
@@ -101,7 +108,7 @@ def test_refuses_zero_3_with_the_reason() -> None:
 # --- one worker ---------------------------------------------------------------------------------------------
 
 
-def worker(out: str, zero: int, plain: bool, save: str, load: str, fault: str) -> None:
+def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str = "", fault: str = "") -> None:
     import torch
     import torch.nn.functional as F
     from safetensors.torch import load_file, save_file
@@ -188,17 +195,10 @@ def worker(out: str, zero: int, plain: bool, save: str, load: str, fault: str) -
     if rank == 0:
         tensors = {f"{n}.{k}": v.flatten().tolist() for n, m in (("g", g), ("d", d)) for k, v in m.state_dict().items()}
         Path(out).write_text(json.dumps({"weights": tensors}))
-    if not plain:
-        torch.distributed.destroy_process_group()
-
 
 if __name__ == "__main__":
-    import argparse
+    for given in json.loads(sys.argv[1]):
+        worker(**given)
+    import torch.distributed
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out")
-    parser.add_argument("zero", type=int)
-    parser.add_argument("--plain", action="store_true")
-    for option in ("save", "load", "fault"):
-        parser.add_argument(f"--{option}", default="")
-    worker(**vars(parser.parse_args()))
+    torch.distributed.destroy_process_group()

@@ -32,7 +32,6 @@ def content(config):
     model = {f"{theirs}.{n}": t for theirs in NETWORKS for n, t in built[theirs].state_dict().items()}
     rendering = {"depth_resolution": 12, "depth_resolution_importance": 12, "ray_start": 2.25, "ray_end": 3.3,
                  "box_warp": 1.0, "c_scale": 1.0}  # fmt: skip
-    training = {"rendering_resolution": 32, "r1_gamma": 4.0}
     settings = {
         "model_config": {"rendering_kwargs": rendering},
         "training": {"rendering_resolution": 32, "r1_gamma": 4.0},

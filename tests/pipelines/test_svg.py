@@ -38,6 +38,13 @@ def test_points_that_are_not_finite_are_left_out_of_a_curve() -> None:
     assert svg.line([(0.0, float("nan"))]) == ""
 
 
+def test_bars_of_labels_are_proportional_and_named() -> None:
+    picture = svg.bars([("1", 4), ("2", 2)], unit="clips", what="people")
+    assert heights(picture)[0] == pytest.approx(2 * heights(picture)[1])
+    assert "2 clips: 2 people" in picture
+    ElementTree.fromstring(picture)
+
+
 def test_text_in_a_plot_is_escaped() -> None:
     assert "<script>" not in svg.histogram([1], low=0, high=2, unit="<script>")
 
