@@ -35,6 +35,7 @@ _AROUND_MM = (
     (45, -128, -52), (0, -190, -40), (70, -190, -58), (140, -190, -72), (0, -300, -40), (120, -300, -60),
 )  # fmt: skip
 _BACKDROP_MM = -60.0
+_KEEP_MM = ((-225.0, -300.0), (260.0, 320.0))   # of a portrait, around the root of the nose
 _SHALLOW = to_world([0, 0, -15])[2]       # deeper than this the relief is flattened, or cheeks would fold
 
 
@@ -87,6 +88,9 @@ class Relief:
         self.lid = lid
         points = np.asarray(landmarks, np.float64)
         scale = PX_PER_MM / _px_per_mm(points)
+        keep = points[27] + np.array(_KEEP_MM) * PX_PER_MM / scale
+        left, top, right, bottom = (max(round(edge), 0) for edge in keep.ravel())
+        picture, points = picture[top:bottom, left:right], points - (left, top)
         size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
         self.texture: Picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
         self.landmarks = (points + 0.5) * scale - 0.5
@@ -236,21 +240,22 @@ def _depths(
     rotation, position, focal, middle = base
     right = np.array(_AROUND_MM, np.float64)
     around = np.concatenate([right, right[right[:, 0] > 0] * (-1, 1, 1)])
-    world = np.concatenate([LANDMARKS, to_world(around)])
-    world[:, 2] = np.where(world[:, 2] < _SHALLOW, _SHALLOW + 0.6 * (world[:, 2] - _SHALLOW), world[:, 2])
+    world = np.concatenate([LANDMARKS[:60], to_world(around)])    # closed inner lips: two depths in one place
+    world[:, 2] -= 0.4 * np.minimum(world[:, 2] - _SHALLOW, 0)
     seen = (world - position) @ rotation
     at = focal * seen[:, :2] / seen[:, 2:] + middle
-    at[:68] = landmarks                                             # this person's own places
+    at[:60] = landmarks[:60]                                        # this person's own places
     far = float(((to_world([0, 0, _BACKDROP_MM]) - position) @ rotation)[2])
     height, width = shape[:2]
     ring = _ring(landmarks)
     plate = RBFInterpolator(
-        np.concatenate([at, ring]), np.concatenate([seen[:, 2], np.full(len(ring), far)]),
-        kernel="linear", smoothing=2.0,
-    )  # fmt: skip
+        np.concatenate([at, ring]),
+        np.concatenate([seen[:, 2], np.full(len(ring), far)]),
+        kernel="thin_plate_spline",
+    )
     grid = _grid(width + 2 * MARGIN_PX, height + 2 * MARGIN_PX) - MARGIN_PX
     depth = plate(grid.reshape(-1, 2)).reshape(grid.shape[:2])
-    return grid, np.asarray(cv2.GaussianBlur(np.minimum(depth, far), (0, 0), 3.0), np.float64)
+    return grid, np.asarray(cv2.GaussianBlur(np.minimum(depth, far), (0, 0), 1.0), np.float64)
 
 
 def _ring(landmarks: Array) -> Array:
