@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from infra.storage import Storage
 from stages import backends
 from stages.base import Rejected, Stage
 from stages.clip import Clip
+from stages.crop import apply
 
 
 @dataclass
@@ -40,11 +41,11 @@ class EmbedFaces(Stage):
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         from stages.shards import aligned_frames, decode_jpeg
 
-        points = in_crop(clip.need("landmarks"), clip.need("crop_transforms"))[::self.every]
+        points = apply(clip.need("crop_transforms"), clip.need("landmarks")).astype(np.float32)
         frames = aligned_frames(self._store, clip, self.every)
         embeddings = [
             self._model.embed(decode_jpeg(data, clip.aligned), landmarks)
-            for data, landmarks in zip(frames, points, strict=True)
+            for data, landmarks in zip(frames, points[::self.every], strict=True)
         ]
         yield clip.copy(
             embeddings=np.stack(embeddings).astype(np.float32), embedding_step=self.every,
@@ -95,9 +96,3 @@ def verify(embeddings: NDArray[np.float32], model: type[backends.IdentityBackend
         "lowest": round(float(to_others.min()), 6),
         "noisy_frames": int((to_others < threshold).sum()),
     }
-
-
-def in_crop(points: NDArray[Any], transforms: NDArray[Any]) -> NDArray[np.float32]:
-    """Points [T, N, 2] in source px, mapped to crop px by the transforms [T, 2, 3]."""
-    mapped = np.einsum("tij,tnj->tni", transforms[:, :, :2], points) + transforms[:, None, :, 2]
-    return np.asarray(mapped, np.float32)

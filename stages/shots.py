@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ HARD_COLOURS = 0.35
 END_STEPS = 3                    # at either end the detector does not see; a cut there costs 3 frames at most
 END_CHANGE = 10.0
 END_RATIO = 4.0                  # to the median step
-STAYS = 0.5                      # share of the change that is still there 2 frames later; a flash is gone
+STAYS = 0.5                      # share of the change that is there from 2 frames before to 2 after: no flash
 GAP_S = 0.25                     # no frames for so long: the picture has jumped
 
 
@@ -45,8 +45,8 @@ class SplitShots(Stage):
     minimum_source_fps: float = 20.0
     missing_fraction: float = 0.05           # of the frames that the header promises: more is "truncated"
     black_below: float = 8.0                 # mean level, 0-255
-    frozen_below: float = 2.5                # levels: a step repeats the picture if no part changes more
-    frozen_seconds: float = 1.0              # a picture that stands so long is "frozen"
+    frozen_below: float = 4.0                # levels: a picture of which no part changes more ...
+    frozen_seconds: float = 1.0              # ... for so long is "frozen"; talking heads stand for half of it
 
     name: ClassVar[str] = "SplitShots"
     reads: ClassVar[tuple[str, ...]] = ("video",)
@@ -72,7 +72,7 @@ class SplitShots(Stage):
 
         with video.resolve(self._store, clip.video) as path:
             info = video.probe(path)
-            seen = measure(video.read_all(path, LONG_SIDE))
+            seen = measure(video.read_all(path, LONG_SIDE), self.frozen_below)
         self._check(info, seen)
         whole = clip.copy(fps=self.fps, width=info.width, height=info.height)
         found = list(shots(seen, self.black_below))
@@ -117,12 +117,10 @@ class SplitShots(Stage):
         """(reason, detail) to reject a clip, or empty."""
         if len(frames) < self.minimum_frames:
             return "too short", f"{len(frames)} frames at {self.fps:g} per second"
-        still = seen.peaks[frames[0] + 1:frames[-1] + 1] < self.frozen_below
-        starts = np.flatnonzero(np.concatenate([[True], ~still, [True]]))
-        longest = int(np.diff(starts).max()) - 1
-        seconds = longest * float(np.median(np.diff(seen.times_s)))
-        if seconds >= self.frozen_seconds:
-            return "frozen", f"the picture stands for {seconds:.2f} s"
+        since = seen.times_s[np.maximum(seen.anchors[frames], frames[0])]
+        standing = float((seen.times_s[frames] - since).max())
+        if standing >= self.frozen_seconds:
+            return "frozen", f"the picture stands for {standing:.2f} s"
         return "", ""
 
 
@@ -133,14 +131,14 @@ class Seen:
     times_s: NDArray[np.float64]             # [N] presentation times
     levels: NDArray[np.float64]              # [N] mean level, 0-255
     changes: NDArray[np.float64]             # [N] mean absolute change of the thumbnails, in levels; 0 at 0
-    peaks: NDArray[np.float64]               # [N] largest change of a thumbnail's pixel, in levels
+    anchors: NDArray[np.int64]               # [N] since which frame the picture stands
     lasting: NDArray[np.float64]             # [N] as `changes`, from frame i - 1 to i + 2 (or the last)
     colours: NDArray[np.float64]             # [N] change of the colour histograms, 0 ... 1
     detected: frozenset[int]                 # first frames of shots, as the detector says
     error: str                               # why decoding ended early, or empty
 
 
-def measure(frames: Iterator[tuple[float, NDArray[np.uint8]]]) -> Seen:
+def measure(frames: Iterable[tuple[float, NDArray[np.uint8]]], frozen_below: float) -> Seen:
     """Look at every frame, (time in s, uint8 [H, W, 3] RGB), once. A DecodeError ends it, and is noted."""
     import cv2
     from scenedetect import AdaptiveDetector, FrameTimecode
@@ -150,7 +148,9 @@ def measure(frames: Iterator[tuple[float, NDArray[np.uint8]]]) -> Seen:
     detector: Any = AdaptiveDetector(min_scene_len=1)
     detected: set[int] = set()
     times: list[float] = []
-    steps: list[tuple[float, float, float, float]] = []
+    steps: list[tuple[float, float, float]] = []
+    anchors: list[int] = []
+    anchor: NDArray[Any] | None = None
     lasting = [0.0]
     window: deque[NDArray[Any]] = deque(maxlen=4)       # thumbnails of this frame and the three before
     colours: NDArray[Any] | None = None
@@ -163,9 +163,14 @@ def measure(frames: Iterator[tuple[float, NDArray[np.uint8]]]) -> Seen:
             thumbnail = cv2.resize(frame, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
             window.append(thumbnail.astype(np.float32))
             before, colours = colours, _histogram(frame)
-            change = np.abs(window[-1] - window[max(len(window) - 2, 0)])
+            change = float(np.abs(window[-1] - window[max(len(window) - 2, 0)]).mean())
             recoloured = 0.0 if before is None else float(np.abs(colours - before).sum()) / 2
-            steps.append((float(window[-1].mean()), float(change.mean()), float(change.max()), recoloured))
+            steps.append((float(window[-1].mean()), change, recoloured))
+            if anchor is None or float(np.abs(window[-1] - anchor).max()) >= frozen_below:
+                anchor = window[-1]
+                anchors.append(len(times))
+            else:
+                anchors.append(anchors[-1])
             times.append(time)
             if len(window) == 4:
                 lasting.append(float(np.abs(window[3] - window[0]).mean()))
@@ -176,10 +181,10 @@ def measure(frames: Iterator[tuple[float, NDArray[np.uint8]]]) -> Seen:
         detected.update(c.frame_num for c in detector.post_process(last))
     ends = list(window)[len(window) - 1 - (len(times) - len(lasting)):-1]
     lasting += [float(np.abs(window[-1] - thumbnail).mean()) for thumbnail in ends]
-    levels, changes, peaks, recolours = np.array(steps, np.float64).reshape(-1, 4).T
+    levels, changes, recolours = np.array(steps, np.float64).reshape(-1, 3).T
     return Seen(
-        np.array(times, np.float64), levels, changes, peaks, np.array(lasting[:len(times)], np.float64),
-        recolours, frozenset(detected), error,
+        np.array(times, np.float64), levels, changes, np.array(anchors, np.int64),
+        np.array(lasting[:len(times)], np.float64), recolours, frozenset(detected), error,
     )
 
 
@@ -191,7 +196,7 @@ def cuts(seen: Seen) -> list[int]:
     for i in range(1, count):
         change = seen.changes[i]
         end = i <= END_STEPS or i >= count - END_STEPS
-        stays = seen.lasting[i] >= STAYS * change
+        stays = min(seen.lasting[i], seen.lasting[max(i - 2, 1)] if i > 2 else change) >= STAYS * change
         hard = change > HARD_CHANGE or (change > HARD_CHANGE_COLOURS and seen.colours[i] > HARD_COLOURS)
         at_end = end and change > max(END_CHANGE, END_RATIO * usual)
         gap = seen.times_s[i] - seen.times_s[i - 1] > GAP_S
