@@ -90,7 +90,7 @@ class DiscriminatorEpilogue(nn.Module):
 
     def forward(self, x: Tensor, cmap: Tensor | None) -> Tensor:
         """x [N, C, 4, 4], cmap [N, cmap_dim] -> [N, 1]"""
-        x = self.conv(ops.minibatch_std(x.float(), self.group))
+        x = self.conv(ops.minibatch_std(ops.at_least_fp32(x), self.group))
         x = self.out(self.fc(x.flatten(1)))
         if cmap is None:
             return x
@@ -135,7 +135,8 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(
                 z_dim=0, c_dim=camera_dim, w_dim=cmap_dim, layers=config.mapping_layers
             )
-        self.compute_dtype = torch.float32
+        self.compute_dtype: torch.dtype | None = None
+        """None: the dtype of the inputs."""
 
     def use_bf16(self) -> Discriminator:
         """Convolutions in bfloat16 and channels_last; the 4 x 4 epilogue stays in fp32."""
@@ -144,9 +145,8 @@ class Discriminator(nn.Module):
 
     def logits(self, x: Tensor, cameras: Tensor) -> Tensor:
         """x [N, channels, H, H], cameras [N, camera_dim] -> [N, 1]"""
-        x = x.to(self.compute_dtype)
-        if self.compute_dtype == torch.bfloat16:
-            x = x.contiguous(memory_format=torch.channels_last)
+        if self.compute_dtype is not None:
+            x = x.to(self.compute_dtype, memory_format=torch.channels_last)
         for name in self.names:
             x = cast(DiscriminatorBlock, self.get_submodule(name))(x)
         logits: Tensor = self.b4(x, self.mapping(None, cameras) if self.camera_dim else None)

@@ -212,6 +212,7 @@ class ModulatedLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, styles, scale, noise, bias, kernel, y = ctx.saved_tensors
         need_x, need_w, need_styles, need_scale, need_noise, need_bias = ctx.needs_input_grad[:6]
+        precise = torch.promote_types(x.dtype, torch.float32)
         g = _slope_times(grads[0], y, ctx.clamp)  # at the pre-activation
         g_bias = g.sum(dim=(0, 2, 3)).to(bias.dtype) if need_bias else None
         g_noise = g_scale = None
@@ -222,11 +223,9 @@ class ModulatedLayer(torch.autograd.Function):
             )
         if need_scale:  # convolution = (pre-activation - noise - bias) / scale; the pre-activation from y
             before = F.leaky_relu(y, 1 / SLOPE)
-            total = (g * before).sum(dim=(2, 3), dtype=torch.float32) - g.sum(
-                dim=(2, 3), dtype=torch.float32
-            ) * bias
+            total = (g * before).sum(dim=(2, 3), dtype=precise) - g.sum(dim=(2, 3), dtype=precise) * bias
             if noise is not None:
-                total -= (g * noise.to(g.dtype)).sum(dim=(2, 3), dtype=torch.float32)
+                total -= (g * noise.to(g.dtype)).sum(dim=(2, 3), dtype=precise)
             g_scale = (total / scale).to(scale.dtype)
             del before
         g = g.mul_(_map(scale, g))  # at the convolution's output
@@ -242,9 +241,7 @@ class ModulatedLayer(torch.autograd.Function):
         )  # fmt: skip
         if g_weight is not None:
             g_weight = (g_weight.transpose(0, 1) if ctx.up else g_weight).to(weight.dtype)
-        g_styles = (
-            (g_modulated * x).sum(dim=(2, 3), dtype=torch.float32).to(styles.dtype) if need_styles else None
-        )
+        g_styles = (g_modulated * x).sum(dim=(2, 3), dtype=precise).to(styles.dtype) if need_styles else None
         g_x = g_modulated.mul_(_map(styles, g)) if need_x else None
         return g_x, g_weight, g_styles, g_scale, g_noise, g_bias, None, None, None
 

@@ -60,8 +60,8 @@ class Generator(nn.Module):
         self.decoder = Decoder(config.plane_features, config.decoder_hidden, config.plane_features)
         self.to_img_raw = ToRGB(config.plane_features, 3, w_dim=config.w_dim, clamp=256.0)
         self.register_buffer("plane_axes", torch.tensor(config.plane_matrices), persistent=False)
-        self.compute_dtype = torch.float32
-        """bfloat16 runs the convolutions in it (see `use_bf16`); rays and compositing stay in fp32."""
+        self.compute_dtype: torch.dtype | None = None
+        """None: the dtype of the parameters. bfloat16 (`use_bf16`) is for the convolutions alone."""
         self.checkpointing = False
         """True recomputes renderer and super-resolution in the backward pass: about a quarter less memory."""
 
@@ -166,7 +166,7 @@ class Generator(nn.Module):
         draws = self._ray_draws(b * t, side * side, flat_ws, generator, deterministic, coarse_jitter, fine_u)
         run: Any = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else _call
         features, depth, total, xyz = run(
-            self.trace, flat_planes, cameras.flatten(0, 1).float(), side, *draws, return_xyz
+            self.trace, flat_planes, cameras.flatten(0, 1), side, *draws, return_xyz
         )
         raw = self.to_img_raw(
             features, flat_ws[:, 0]
@@ -246,7 +246,9 @@ class Generator(nn.Module):
         if u is not None:
             _check_shape("fine_u", u, (frames, count, r.samples_fine))
         elif r.samples_fine and deterministic:
-            u = torch.linspace(0, 1, r.samples_fine, device=like.device).expand(frames, count, -1)
+            u = torch.linspace(0, 1, r.samples_fine, device=like.device, dtype=like.dtype).expand(
+                frames, count, -1
+            )
         elif r.samples_fine:
             u = ops.draw((frames, count, r.samples_fine), random, like=like)
         return jitter, u

@@ -108,7 +108,7 @@ def video_logits(d_vid: VideoDiscriminator, sample: Sample) -> Tensor:
 
 def non_saturating(logits: Tensor) -> Tensor:
     """mean softplus(-logits): what the generator minimises on fakes, the discriminator on real frames."""
-    return F.softplus(-logits.float()).mean()
+    return F.softplus(-logits).mean()
 
 
 def generator_main_loss(

@@ -34,7 +34,7 @@ class MotionLayer(nn.Module):
 
     def code(self, motion_time: Tensor) -> Tensor:
         """z_m t [N, M] -> w_m [N, W]"""
-        w_m: Tensor = self.motion_mlp(self.affine(motion_time.float()))  # Eq. 1
+        w_m: Tensor = self.motion_mlp(self.affine(motion_time))  # Eq. 1
         return w_m
 
     def feature(

@@ -41,6 +41,11 @@ def setup_filter(taps: Sequence[float]) -> Tensor:
     return f / f.sum()
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """bfloat16 as fp32; fp32 and double as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     """x / sqrt(mean(x^2)) over the last dimension."""
     return x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()

@@ -161,7 +161,7 @@ def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_b
     """`rendering.composite`, the plain way: sort everything, then march the interval colours."""
     from model import rendering
 
-    colour = torch.cat(colours, dim=2).float()
+    colour = torch.cat(colours, dim=2)
     depths, order = depths.sort(dim=-1)
     density = density.gather(-1, order)
     colour = colour.gather(2, order[..., None].expand_as(colour))

@@ -184,4 +184,4 @@ def shade(
     n, q, s = depths.shape
     points = (origins[:, None, None] + depths[..., None] * directions[:, :, None]).view(n, q * s, 3)
     colour, density = decoder(sample_planes(planes, points, axes, box_warp))
-    return colour.view(n, q, s, -1), density.view(n, q, s).float()
+    return colour.view(n, q, s, -1), density.view(n, q, s)

@@ -198,7 +198,9 @@ def frozen(*networks: nn.Module | None) -> Iterator[None]:
 
 def check_finite(terms: Mapping[str, Tensor | float], step: int) -> dict[str, float]:
     """The terms as numbers; a NaN or infinity stops the run before the update, with step and term named."""
-    values = {name: float(term) for name, term in terms.items()}
+    values = {
+        name: float(term.detach() if isinstance(term, Tensor) else term) for name, term in terms.items()
+    }
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(

@@ -76,10 +76,10 @@ class MappingNetwork(nn.Module):
         parts = []
         if self.z_dim:
             assert z is not None
-            parts.append(ops.normalize_2nd_moment(z.float()))
+            parts.append(ops.normalize_2nd_moment(z))
         if self.c_dim:
             assert c is not None
-            parts.append(ops.normalize_2nd_moment(self.embed(c.float())))
+            parts.append(ops.normalize_2nd_moment(self.embed(c)))
         x = torch.cat(parts, dim=1)
         for i in range(self.layers):
             x = self.get_submodule(f"fc{i}")(x)
@@ -90,7 +90,7 @@ class MappingNetwork(nn.Module):
         """Move the running mean of w [N, W] (official: only in the generator run of the discriminator
         step)."""
         assert self.w_avg_beta is not None
-        self.w_avg.copy_(w.detach().float().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+        self.w_avg.copy_(w.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
 
     def broadcast(self, w: Tensor, num_ws: int, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """w [N, W] -> ws [N, num_ws, W]; the first `cutoff` of them (all if None) pulled towards the mean by
@@ -175,7 +175,7 @@ class ToRGB(nn.Module):
             y = torch.bmm(pixels, weight.transpose(1, 2)).view(n, height, width, -1).permute(0, 3, 1, 2)
         else:
             y = torch.bmm(weight, x.reshape(n, i, height * width)).view(n, -1, height, width)
-        y = y.float() + self.bias[:, None, None]
+        y = ops.at_least_fp32(y) + self.bias[:, None, None]
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
 

@@ -35,9 +35,11 @@ class SuperResolution(nn.Module):
             first, second, 3, w_dim=w_dim, resolution=img_resolution, clamp=config.conv_clamp
         )
 
-    def forward(self, rgb: Tensor, features: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, rgb: Tensor, features: Tensor, w: Tensor, dtype: torch.dtype | None) -> Tensor:
         """rgb [N, 3, R, R], features [N, C, R, R], w [N, W] -> [N, 3, H, H]"""
-        x: Tensor = ops.resize(features, self.input_resolution).to(dtype)
+        x: Tensor = ops.resize(features, self.input_resolution)
+        if dtype is not None:
+            x = x.to(dtype, memory_format=torch.channels_last)
         rgb = ops.resize(rgb, self.input_resolution)
         ws = w[:, None].expand(-1, 3, -1)
         x, rgb = self.block0(x, rgb, ws, noise_mode="none")
