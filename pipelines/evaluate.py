@@ -3,8 +3,8 @@ workflow names.
 
     evaluate/<step>-<key>.json     every figure with unit, direction and sample count, or why there is none
 
-`key` is a hash of the weights, the settings and the code that measures: what was measured is not measured
-again.
+`key` is a hash of the generator, the settings, the code that measures and which weights of other people's
+networks are here: what was measured is not measured again.
 """
 
 from __future__ import annotations
@@ -99,14 +99,21 @@ def run_id(workflow: Workflow) -> str | None:
 
 
 def result_name(checkpoint: Checkpoint, settings: EvaluateSettings) -> str:
-    """The key of a result without its ending. Another checkpoint, setting or version of a metric is another
-    name."""
+    """The key of a result: another for another checkpoint, setting or metric version, and when weights
+    came."""
+    from infra.weights import find
     from pipelines.checkpoints import EMA
 
     code = hashlib.sha256()
     for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py")):
         code.update(file.read_bytes())
-    parts = [checkpoint.card["files"][EMA]["sha256"], settings.model_dump(mode="json"), code.hexdigest()]
+    here = {name: find(name) is not None for path in settings.metrics for name in metrics.weights_of(path)}
+    parts = [
+        checkpoint.card["files"][EMA]["sha256"],
+        settings.model_dump(mode="json"),
+        code.hexdigest(),
+        here,
+    ]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return f"{PREFIX}/{checkpoint.step:08d}-{key}.json"
 
@@ -122,7 +129,7 @@ def measure(
     opened: OpenModel, settings: EvaluateSettings, computes: dict[str, metrics.Compute]
 ) -> dict[str, Value]:
     """Generate the multi-view samples once, in a temporary folder, and run every metric on them."""
-    from pipelines.weights import find_weights
+    from infra.weights import find
 
     rendering = opened.generator.config.rendering
     near, far = rendering.ray_start, rendering.ray_end
@@ -136,7 +143,7 @@ def measure(
             mode=settings.mode,
             identity_backend=settings.identity_backend,
             face_backend=settings.face_backend,
-            weights=find_weights,
+            weights=find,
         )
         for path, compute in computes.items():
             found = compute(evaluation)
@@ -230,10 +237,13 @@ def _log_to_run(workflow: Workflow, artifact: str, result: dict[str, Any]) -> No
         return
     from mlflow import MlflowClient
 
+    from pipelines.models import answering
+
     client = MlflowClient(workflow.storage.tracking)
-    if any(file.path.endswith(artifact) for file in client.list_artifacts(run, PREFIX)):
-        return
-    for name, value in result["metrics"].items():
-        if value["value"] is not None:
-            client.log_metric(run, f"eval/{name}", value["value"], step=result["step"])
-    client.log_dict(run, result, f"{PREFIX}/{artifact}")
+    with answering(workflow.storage.tracking):
+        if any(file.path.endswith(artifact) for file in client.list_artifacts(run, PREFIX)):
+            return
+        for name, value in result["metrics"].items():
+            if value["value"] is not None:
+                client.log_metric(run, f"eval/{name}", value["value"], step=result["step"])
+        client.log_dict(run, result, f"{PREFIX}/{artifact}")

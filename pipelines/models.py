@@ -94,11 +94,10 @@ def registry(tracking: str) -> Iterator[None]:
 
 def _check_exists(found: re.Match[str], name: str, tracking: str) -> None:
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     client = MlflowClient()
     model, alias, version = found["name"], found["alias"], found["version"]
-    try:
+    with answering(tracking):
         versions = client.search_model_versions(f"name = '{model}'")
         if not versions:
             raise ValueError(
@@ -111,5 +110,15 @@ def _check_exists(found: re.Match[str], name: str, tracking: str) -> None:
             raise ValueError(
                 f"model {name!r}: no version {version}; the latest is {max(int(v.version) for v in versions)}"
             )
+
+
+@contextlib.contextmanager
+def answering(tracking: str) -> Iterator[None]:
+    """Turn the errors of an MLflow server into one line (a ValueError)."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except MlflowException as error:
-        raise ValueError(f"tracking {tracking}: the registry does not answer ({error.error_code})") from None
+        text = str(error).splitlines()[0][:200]
+        raise ValueError(f"storage.tracking: {tracking} does not answer as it should ({text})") from None

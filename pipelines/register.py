@@ -49,7 +49,7 @@ def register(workflow: Workflow) -> Version:
     """
     from pipelines.checkpoints import load_generator
     from pipelines.evaluate import newest_checkpoint, run_id
-    from pipelines.models import registry
+    from pipelines.models import answering, registry
 
     store, settings = workflow.store(), workflow.register
     checkpoint, run = newest_checkpoint(workflow), run_id(workflow)
@@ -58,7 +58,7 @@ def register(workflow: Workflow) -> Version:
             f"{checkpoint.key}: its training has no MLflow run; run `pv3d run --until train` again"
         )
     generator, _ = load_generator(store, checkpoint.key)
-    with registry(workflow.storage.tracking):
+    with registry(workflow.storage.tracking), answering(workflow.storage.tracking):
         return register_generator(
             generator,
             name=settings.name,

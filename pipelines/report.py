@@ -23,7 +23,8 @@ STATES = ("ok", "rejected", "failed", "todo")
 UNITS_SHOWN = 500
 VIDEO_BYTES = 8 << 20  # a larger sample video stays out of the page
 CURVES_SHOWN = 9
-LOSSES = "loss/"
+NOT_LOSSES = ("time/", "memory/", "schedule/", "/grad_norm", "/logit_")
+"""Parts of the names of curves that are folded away."""
 
 
 def report(workflow: Workflow) -> Path | str:
@@ -143,8 +144,8 @@ def _training(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
     if found is None:
         return None
     curves = _curves(workflow.storage.tracking, run) if run else []
-    first = [curve for curve in curves if curve["title"].startswith(LOSSES)] or curves
-    first = first[:CURVES_SHOWN]
+    losses = [curve for curve in curves if not any(part in curve["title"] for part in NOT_LOSSES)]
+    first = (losses or curves)[:CURVES_SHOWN]
     return {
         "step": found.step,
         "text": f"{job.variant.name}, {found.step:,} of {workflow.train.steps:,} updates, batch "

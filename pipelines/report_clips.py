@@ -14,8 +14,9 @@ import numpy as np
 from infra.storage import Storage
 from pipelines import svg
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
-from pipelines.runner import listed
+from pipelines.runner import group_outputs, groups_of, listed
 from pipelines.workflow import Step, Workflow
+from stages.base import GroupStage
 from stages.clip import Clip
 
 FIGURE_CLIPS = 2000  # histograms read this many clips at most
@@ -52,10 +53,7 @@ def walk(workflow: Workflow, store: Storage) -> tuple[Walk, Ledger]:
     refs = list(listed(workflow, store))
     for step in workflow.steps:
         after: list[Ref] = []
-        for ref in refs:
-            record = ledger.current(step.name, step.key, ref)
-            if record is None:
-                continue
+        for ref, record in _current(step, ledger, refs):
             _collect(ledger, sheets, step, ref, record)
             after += ledger.outputs(record)
         refs = after
@@ -64,6 +62,17 @@ def walk(workflow: Workflow, store: Storage) -> tuple[Walk, Ledger]:
     found.kept = refs
     found.sheets = sorted(sheets.values(), key=lambda s: -s.count)[:REASONS_SHOWN]
     return found, ledger
+
+
+def _current(step: Step, ledger: Ledger, refs: list[Ref]) -> list[tuple[Ref, Record]]:
+    """The units whose record holds now; of a group stage, those of groups that are done."""
+    if isinstance(step.stage, GroupStage):
+        groups = groups_of(step, ledger, refs).values()
+        refs = [
+            ref for members in groups if group_outputs(step, ledger, members) is not None for ref in members
+        ]
+    pairs = [(ref, ledger.current(step.name, step.key, ref)) for ref in refs]
+    return [(ref, record) for ref, record in pairs if record is not None]
 
 
 def _collect(
@@ -127,11 +136,10 @@ def figures(clips: list[Clip]) -> list[dict[str, Any]]:
         made.append(_figure("Length", lengths, low=0, high=top, unit="s", what="clips", digits=2))
     people = Counter(Counter(clip.identity for clip in clips if clip.identity).values())
     if people:
-        each = [count for count, number in people.items() for _ in range(number)]
-        drawn = svg.histogram(
-            each, low=0.5, high=max(each) + 0.5, bins=max(each), what="people", unit="clips"
+        drawn = svg.bars(
+            [(str(n), people[n]) for n in range(1, max(people) + 1)], unit="clips", what="people"
         )
-        caption = f"{len(each)} people, {sum(each)} clips"
+        caption = f"{people.total()} people, {sum(n * many for n, many in people.items())} clips"
         made.append({"title": "Clips per person", "svg": drawn, "caption": caption})
     return made
 

@@ -29,10 +29,29 @@ def histogram(
             parts.append(
                 f'<rect class="bar" x="{LEFT + index * step + 0.75:.1f}" '
                 f'y="{HEIGHT - BOTTOM - height:.1f}" '
-                f'width="{step - 1.5:.1f}" height="{height:.1f}" rx="1.5"><title>{escape(title)}</title></rect>'
+                f'width="{step - 1.5:.1f}" height="{height:.1f}" rx="1.5">'
+                f"<title>{escape(title)}</title></rect>"
             )
     ticks = [(LEFT + (WIDTH - LEFT - RIGHT) * share, low + (high - low) * share) for share in (0, 0.5, 1)]
     return _frame(parts, ticks, [(0.0, "0"), (1.0, _short(top))], unit)
+
+
+def bars(counts: Sequence[tuple[str, int]], *, unit: str = "", what: str = "") -> Markup:
+    """One bar per (label, count), such as a number of something and how often it occurs; 20 labels at
+    most."""
+    shown = counts[:20]
+    top, step = max([count for _, count in shown] + [1]), (WIDTH - LEFT - RIGHT) / max(len(shown), 1)
+    width, parts = min(step - 4, 48), []
+    for index, (label, count) in enumerate(shown):
+        middle, height = LEFT + (index + 0.5) * step, (HEIGHT - TOP - BOTTOM) * count / top
+        title = escape(f"{label} {unit}: {count} {what}")
+        parts.append(
+            f'<rect class="bar" x="{middle - width / 2:.1f}" y="{HEIGHT - BOTTOM - height:.1f}" '
+            f'width="{width:.1f}" height="{height:.1f}" rx="1.5"><title>{title}</title></rect>'
+            f'<text class="tick" x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
+            f"{escape(label)}</text>"
+        )
+    return _frame(parts, [], [(0.0, "0"), (1.0, _short(top))], unit)
 
 
 def line(points: Sequence[tuple[float, float]], *, unit: str = "") -> Markup:
@@ -64,7 +83,7 @@ def _frame(
     lines = [f'<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{WIDTH - RIGHT}" y2="{bottom}"/>']
     for number, (x, value) in enumerate(x_ticks):
         anchor = "start" if number == 0 else "end" if number == len(x_ticks) - 1 else "middle"
-        suffix = f" {unit}" if unit and number == len(x_ticks) - 1 else ""
+        suffix = "" if number < len(x_ticks) - 1 else unit if unit == "°" else f" {unit}" if unit else ""
         text = escape(_short(value) + suffix)
         lines.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{text}</text>')
     for share, label in y_ticks:

@@ -105,12 +105,13 @@ def mean_of(
     direction: Literal["higher", "lower"],
     mode: Mode = "paper",
     note: str = "",
+    nan_means: str = "",
 ) -> Value:
-    """The mean of one number per video; videos without one (NaN) are left out and not counted."""
+    """The mean of one number per video; videos without one (NaN, for the reason given) are not counted."""
     numbers = np.asarray(per_video, dtype=np.float64)
     numbers = numbers[~np.isnan(numbers)]
     if len(numbers) == 0:
-        return not_computed("no video gave a value", unit=unit, direction=direction, mode=mode)
+        return not_computed(f"no video gave a value: {nan_means}", unit=unit, direction=direction, mode=mode)
     mean, interval = float(numbers.mean()), None
     if len(numbers) > 1:
         half = 1.96 * float(numbers.std(ddof=1)) / len(numbers) ** 0.5
@@ -124,6 +125,11 @@ def mean_of(
         mode=mode,
         note=note,
     )
+
+
+def weights_of(path: str) -> tuple[str, ...]:
+    """The weight files that the metric at an import path can use: its `WEIGHTS`."""
+    return tuple(getattr(importlib.import_module(path.partition(":")[0]), "WEIGHTS", ()))
 
 
 def load(path: str) -> Compute:

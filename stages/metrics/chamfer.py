@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.metrics import ALL_PAIRS, FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, mean_of
+from stages.metrics import ALL_PAIRS, FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, mean_of, not_computed
 
 Points = NDArray[Any]
 SIDE = 64
@@ -27,18 +27,25 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
     """`chamfer`: squared bins (`paper`), or squared world units summed over all pairs (`official`). Lower is
     better."""
     if evaluation.mode == "official":
-        sums = [np.nansum(official_pairs(view)) for view in evaluation.views]
-        total = Value(
-            value=float(np.sum(sums)),
-            unit="world units squared, summed over all pairs",
-            direction="lower",
-            samples=len(sums),
-            mode="official",
-        )
-        return {"chamfer": total}
+        return {"chamfer": _official(evaluation)}
     pairs = [paper_pairs(view, evaluation.bin_size) for view in evaluation.views]
     numbers = [float(np.nanmean(p)) if not np.isnan(p).all() else float("nan") for p in pairs]
-    return {"chamfer": mean_of(numbers, unit="bins squared", direction="lower")}
+    return {"chamfer": mean_of(numbers, unit="bins squared", direction="lower", nan_means="no ray is opaque")}
+
+
+def _official(evaluation: Evaluation) -> Value:
+    """The sum over all pairs of all videos; pairs without an opaque ray are skipped, as in the authors'
+    script."""
+    pairs = np.array([official_pairs(view) for view in evaluation.views])
+    unit = "world units squared, summed over all pairs"
+    if np.isnan(pairs).all():
+        return not_computed(
+            "no video gave a value: no ray is opaque", unit=unit, direction="lower", mode="official"
+        )
+    samples = int((~np.isnan(pairs)).any(axis=1).sum())
+    return Value(
+        value=float(np.nansum(pairs)), unit=unit, direction="lower", samples=samples, mode="official"
+    )
 
 
 def paper_pairs(view: MultiView, bin_size: float) -> NDArray[np.float64]:

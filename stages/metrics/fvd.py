@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from stages.metrics import Evaluation, Value, missing_weights, not_computed
 
-WEIGHTS = "i3d_pretrained_400.pt"
+I3D = "i3d_pretrained_400.pt"
+WEIGHTS = (I3D,)
 RESOLUTION = 224
 
 
 def compute(evaluation: Evaluation) -> dict[str, Value]:
     """`fvd`: a distance without unit. Lower is better."""
-    if evaluation.weights(WEIGHTS) is None:
-        reason = missing_weights(WEIGHTS)
+    if evaluation.weights(I3D) is None:
+        reason = missing_weights(I3D)
     else:
-        reason = f"weights file {WEIGHTS} is here, but this version cannot run its network yet"
+        reason = f"weights file {I3D} is here, but this version cannot run its network yet"
     return {"fvd": not_computed(reason, unit="distance", direction="lower", mode=evaluation.mode)}
 
 

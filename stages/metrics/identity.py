@@ -26,6 +26,7 @@ from stages.metrics import Evaluation, MultiView, Value, mean_of, missing_weight
 from stages.metrics.warping import project
 
 ARCFACE = "model_ir_se50.pth"
+WEIGHTS = (ARCFACE,)
 DETECTION_SIDE = 256
 
 
@@ -46,11 +47,15 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
         f"{network.name} embeddings, not comparable with the paper's id; "
         f"{detector.name} finds a face in {round(4 * sum(found))} of {frames} frames"
     )
-    mode = evaluation.mode
+    mode, none = evaluation.mode, "no video was generated"
     return {
         "id": not_computed(reason, unit="cosine", direction="higher", mode=mode),
-        f"id/{network.name}": mean_of(similarity, unit="cosine", direction="higher", mode=mode, note=note),
-        f"faces_found/{detector.name}": mean_of(found, unit="share of frames", direction="higher", mode=mode),
+        f"id/{network.name}": mean_of(
+            similarity, unit="cosine", direction="higher", mode=mode, note=note, nan_means=none
+        ),
+        f"faces_found/{detector.name}": mean_of(
+            found, unit="share of frames", direction="higher", mode=mode, nan_means=none
+        ),
     }
 
 

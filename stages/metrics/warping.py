@@ -33,9 +33,9 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
             [pair_error(view, front, side, official=official) for front, side in FRONT_SIDE_PAIRS]
         )
         numbers.append(np.nanmean(pairs) if not np.isnan(pairs).all() else np.nan)
-    return {
-        "warping_error": mean_of(numbers, unit="grey levels of 255", direction="lower", mode=evaluation.mode)
-    }
+    unit, hidden = "grey levels of 255", "no side pixel falls into the front view"
+    value = mean_of(numbers, unit=unit, direction="lower", mode=evaluation.mode, nan_means=hidden)
+    return {"warping_error": value}
 
 
 def pair_error(view: MultiView, front: int, side: int, *, official: bool) -> float:

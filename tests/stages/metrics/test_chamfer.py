@@ -47,10 +47,12 @@ def test_the_official_mode_sums_over_front_side_pairs_in_world_units() -> None:
     assert value.mode == "official"
 
 
-def test_a_transparent_cloud_gives_no_value_but_a_reason() -> None:
-    value = compute(Evaluation(views=[video([0.0] * 4, opacity=0.2)], bin_size=0.02))["chamfer"]
+@pytest.mark.parametrize("mode", ["paper", "official"])
+def test_a_transparent_cloud_gives_no_value_but_a_reason(mode: str) -> None:
+    views = [video([0.0] * 4, opacity=0.2)]
+    value = compute(Evaluation(views=views, bin_size=0.02, mode=mode))["chamfer"]
     assert value.value is None
-    assert "no video gave a value" in value.reason
+    assert "no ray is opaque" in value.reason
 
 
 def test_the_median_is_a_value_that_occurs() -> None:

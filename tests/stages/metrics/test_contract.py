@@ -6,7 +6,7 @@ import pytest
 
 from stages.metrics import Evaluation, Value, load, mean_of
 from stages.metrics.frechet import frechet_distance, statistics
-from stages.metrics.fvd import WEIGHTS
+from stages.metrics.fvd import I3D
 
 
 def test_a_mean_has_an_interval_and_counts_only_videos_with_a_value() -> None:
@@ -23,7 +23,7 @@ def test_one_video_has_no_interval() -> None:
 def test_fvd_without_weights_says_which_file_is_missing() -> None:
     value = load("stages.metrics.fvd:compute")(Evaluation(views=[], bin_size=1.0))["fvd"]
     assert value.value is None
-    assert WEIGHTS in value.reason
+    assert I3D in value.reason
 
 
 @pytest.mark.parametrize("path", ["stages.metrics.fvdd", "stages.metrics:nothing", "no_such_package.metric"])
