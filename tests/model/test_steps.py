@@ -152,7 +152,7 @@ def gradients(network, loss):
     "phase", ["generator_main", "generator_reg", "discriminator_main", "discriminator_reg"]
 )
 def test_two_workers_average_to_the_gradient_of_one(phase):
-    """Every phase, with the draws inside the networks, the swap and the minibatch groups: rank r takes r, r + 2."""
+    """Every phase, with swap, minibatch groups and the draws inside the networks: rank r takes r, r + 2."""
     recipe = Recipe(batch=4, density_points=20)
     torch.manual_seed(0)
     nets = steps.build(TINY, recipe)
