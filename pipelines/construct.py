@@ -83,7 +83,8 @@ def validate(model: type[T], value: Value, dotted: str, known_elsewhere: Iterabl
     try:
         return model.model_validate_json(json.dumps(value.plain()))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one: name what was written.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, (str, int))]
     full = ".".join([dotted, *(str(part) for part in path)])
     at = value.at(path)

@@ -43,9 +43,9 @@ class Overlay:
         self.root = root
         self.entries: dict[str, Value] = {}
         stages = root.data["stages"]
-        for entry in stages.data if isinstance(stages.data, list) else []:
+        for number, entry in enumerate(stages.data if isinstance(stages.data, list) else []):
             if isinstance(entry.data, dict):
-                self.entries.setdefault(_entry_name(entry), entry)
+                self.entries.setdefault(_entry_name(entry, number), entry)
 
     def apply(self, changes: list[tuple[list[str], Value]]) -> None:
         for path, value in sorted(changes, key=lambda change: change[0][-1] != "use"):  # stable; `use` first
@@ -80,7 +80,7 @@ class Overlay:
         parent.data[path[-1]] = Value(value.data, value.place, value.of_key)
 
 
-def _entry_name(entry: Value) -> str:
+def _entry_name(entry: Value, number: int) -> str:
     """The address of a stage in profiles and `--set`: its `name`, or that of its class."""
     named = entry.data.get("name")
     if named is not None and isinstance(named.data, str):
@@ -88,4 +88,4 @@ def _entry_name(entry: Value) -> str:
     use = entry.data.get("use")
     if use is None:
         return ""
-    return str(getattr(import_path(use, "stages"), "name", ""))
+    return str(getattr(import_path(use, f"stages[{number}].use"), "name", ""))

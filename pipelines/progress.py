@@ -21,6 +21,7 @@ class _Count:
     known: int = 0                           # units that need this stage, as far as seen
     done: int = 0
     started: float = 0.0
+    said: int = -1                           # units done when it was last told
 
     @property
     def rate(self) -> float:
@@ -85,7 +86,8 @@ class Progress:
     def _say(self) -> None:
         self._said = time.monotonic()
         for stage, count in self.counts.items():
-            if count.known:
+            if count.known and count.said != count.done:
+                count.said = count.done
                 left = (count.known - count.done) / count.rate if count.done else 0.0
                 eta = f", {left:.0f} s left" if count.done < count.known and count.done else ""
                 log.info("%s: %d of %d, %.2g/s%s", stage, count.done, count.known, count.rate, eta)

@@ -89,7 +89,7 @@ class _Worker:
 
 @dataclass
 class OnRay:
-    """An `Executor`. Raises ValueError for an address where no Ray answers, or for needs that nothing meets."""
+    """An `Executor`. Raises ValueError where no Ray answers, or for needs that nothing meets."""
 
     workflow: Workflow
     ledger: Ledger
@@ -257,7 +257,8 @@ class OnRay:
         if work.alone and actor is not None:
             worker.ref = actor.alone.remote(clips[0], work.first, work.timeout_s)
         elif work.alone:
-            worker.ref = self._alone.options(**task_options).remote(spec, clips[0], work.first, work.timeout_s)
+            task = self._alone.options(**task_options)
+            worker.ref = task.remote(spec, clips[0], work.first, work.timeout_s)
         elif actor is not None:
             worker.ref = actor.run.remote(clips, work.first, work.last, work.group)
         else:

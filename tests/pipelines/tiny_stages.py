@@ -103,6 +103,13 @@ class Second(Mark):
 
 
 @dataclass
+class Other(Mark):
+    """In the place of the first."""
+
+    name: ClassVar[str] = "Other"
+
+
+@dataclass
 class Elsewhere(Second):
     """Other needs, so a pool of its own."""
 

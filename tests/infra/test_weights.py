@@ -1,0 +1,81 @@
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from infra import weights
+from infra.weights import WeightsError
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """A folder of one's own, an empty cache, and one pinned file in the table."""
+    monkeypatch.setenv("PV3D_WEIGHTS", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "file").write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    pinned = replace(weights.entry("yunet"), sha256=sha256, url=(tmp_path / "file").as_uri())
+    others = tuple(known for known in weights.FILES if known.name != "yunet")
+    monkeypatch.setattr(weights, "FILES", (pinned, *others))
+    return tmp_path
+
+
+def test_a_missing_file_is_named_with_its_cure():
+    message = r"model_ir_se50\.pth missing in .*own and .*; see `pv3d weights list`"
+    with pytest.raises(WeightsError, match=message):
+        weights.require("arcface")
+    assert weights.find("model_ir_se50.pth") is None
+
+
+def test_the_named_folder_comes_before_the_cache(folders):
+    weights.cache().mkdir(parents=True)
+    (weights.cache() / "yunet_n_dynamic.onnx").write_bytes(b"weights")
+    assert weights.require("yunet") == weights.cache() / "yunet_n_dynamic.onnx"
+    (folders / "own" / "yunet_n_dynamic.onnx").write_bytes(b"weights")
+    assert weights.require("yunet_n_dynamic.onnx") == folders / "own" / "yunet_n_dynamic.onnx"
+
+
+def test_another_file_of_the_name_is_refused_in_one_line(folders):
+    (folders / "own" / "yunet_n_dynamic.onnx").write_bytes(b"other")
+    with pytest.raises(WeightsError, match=r"sha256 is [0-9a-f]{64}, not [0-9a-f]{64}") as error:
+        weights.require("yunet")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_fetched_once_and_checked():
+    path = weights.fetch("yunet")
+    assert path.read_bytes() == b"weights"
+    assert weights.fetch("yunet") == path
+    assert [file.name for file in weights.cache().iterdir()] == ["yunet_n_dynamic.onnx"]
+
+
+def test_a_download_of_another_file_leaves_nothing(folders):
+    (folders / "file").write_bytes(b"other")
+    with pytest.raises(WeightsError, match="sha256"):
+        weights.fetch("yunet")
+    assert list(weights.cache().iterdir()) == []
+
+
+def test_what_nobody_pinned_is_fetched_only_with_a_checksum():
+    with pytest.raises(WeightsError, match="not pinned; give the one you trust with --sha256"):
+        weights.fetch("i3d")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(WeightsError, match=r"'nothing': not in the table; known: yunet, i3d"):
+        weights.entry("nothing")
+
+
+def test_the_files_of_an_installed_package_are_found_without_importing_it():
+    pytest.importorskip("dlib")
+    assert weights.require("dlib-identity").name == "dlib_face_recognition_resnet_model_v1.dat"
+
+
+def test_the_table_pins_the_files_that_tests_use(shared_data, monkeypatch):
+    monkeypatch.undo()
+    for known in weights.FILES:
+        path = shared_data / "weights" / known.file
+        if path.is_file() and known.sha256:
+            assert weights.digest(path) == known.sha256
+            assert path.stat().st_size == known.size

@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = str(Path(__file__).parent)
+
+
+def pv3d(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it, in a process of its own."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, env=surroundings(**environment)
+    )
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
+
+
+def surroundings(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": TINY, "RAY_AUTH_MODE": "disabled", **changes}
+
+
+def run(tiny, *arguments):
+    return pv3d("run", tiny.path, "--until", "Write", "--in-process", *arguments)
+
+
+def one_line(answer, status=2):
+    """The refusal: one line on stderr, nothing on stdout."""
+    assert answer.returncode == status, answer.stderr
+    assert answer.stdout == ""
+    (line,) = answer.stderr.strip().splitlines()
+    assert line.startswith("pv3d: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "run", "describe", "status", "report", "generate", "weights", "weights list", "weights fetch",
+     "weights verify", "bench"],
+)  # fmt: skip
+def test_every_command_explains_itself_with_an_example(words):
+    from click.testing import CliRunner
+
+    from pipelines.cli import main
+
+    answer = CliRunner().invoke(main, [*words.split(), "--help"])
+    assert answer.exit_code == 0
+    assert "Example: pv3d" in answer.output
+
+
+def test_a_run_prints_one_object_last_and_status_agrees(tiny):
+    answer = run(tiny, "--json", "--set", "stages.Mark.drop=[v01-0]", "--set", "stages.Cut.short=true")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout.splitlines()[-1])["kept"] == 3
+    status = pv3d("status", tiny.path, "--json", "--set", "stages.Mark.drop=[v01-0]",
+                  "--set", "stages.Cut.short=true")  # fmt: skip
+    (line,) = status.stdout.splitlines()
+    found = json.loads(line)
+    assert found["stages"] == {
+        "Cut": {"ok": 4, "rejected": 4, "failed": 0, "todo": 0},
+        "Mark": {"ok": 3, "rejected": 1, "failed": 0, "todo": 0},
+        "Second": {"ok": 3, "rejected": 0, "failed": 0, "todo": 0},
+        "Keep": {"ok": 3, "rejected": 0, "failed": 0, "todo": 0},
+        "Write": {"ok": 3, "rejected": 0, "failed": 0, "todo": 0},
+    }
+    assert len(found["units"]) == 8
+    assert {
+        "source": "list/v01.mp4", "clip": "v01-0", "stage": "Mark", "state": "rejected",
+        "reason": "two faces", "identity": "",
+    } in found["units"]  # fmt: skip
+    assert sum(unit["state"] == "ok" and unit["stage"] == "Write" for unit in found["units"]) == 3
+
+
+def test_before_a_run_every_video_is_to_do(tiny):
+    found = json.loads(pv3d("status", tiny.path, "--json").stdout)
+    assert found["stages"]["Cut"] == {"ok": 0, "rejected": 0, "failed": 0, "todo": 4}
+    ends = {(unit["clip"], unit["stage"], unit["state"]) for unit in found["units"]}
+    assert ends == {(None, "Cut", "todo")}
+
+
+def test_a_dry_run_says_what_is_done_and_does_nothing(tiny):
+    run(tiny)
+    tiny.calls()
+    answer = pv3d("run", tiny.path, "--dry-run", "--json", "--set", "stages.Second.value=2")
+    stages = json.loads(answer.stdout)["stages"]
+    assert stages["Mark"] == {"done": 8, "stale": 0, "todo": 0}
+    assert stages["Second"] == {"done": 0, "stale": 8, "todo": 8}
+    assert tiny.calls() == []
+
+
+def test_describe_names_every_stage_with_its_settings(tiny):
+    found = json.loads(pv3d("describe", tiny.path, "--json", "--profile", "more").stdout)
+    assert [stage["name"] for stage in found["stages"]] == ["Cut", "Mark", "Second", "Keep", "Write"]
+    assert found["source"]["settings"]["count"] == 6
+    assert "reads   face_boxes" in pv3d("describe", tiny.path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "stages.Mark.valeu=1"], "did you mean 'value'?"),
+        (["--profile", "mor"], "did you mean 'more'?"),
+        (["--until", "Writ"], "--until Writ: no such stage, did you mean 'Write'?"),
+        (["--set", "storage.root=/proc/none"], "storage.root: cannot write to /proc/none"),
+        (["--set", "stages.Mark.refuse='weights file x is missing'", "--in-process"],
+         "stage Mark: weights file x is missing"),
+        (["--ray-address", "127.0.0.1:1"], "--ray-address 127.0.0.1:1: nothing answers"),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_the_user_is_one_line_and_status_2(tiny, arguments, message):
+    assert message in one_line(pv3d("run", tiny.path, *arguments))
+
+
+def test_a_missing_workflow_is_one_line(tmp_path):
+    assert "none.yaml: no such file" in one_line(pv3d("run", tmp_path / "none.yaml"))
+
+
+def test_a_bug_shows_stage_clip_and_the_original_traceback(tiny):
+    answer = run(tiny, "--set", "stages.Mark.bug=[v02-1]")
+    assert answer.returncode == 1
+    assert "stage Mark failed on v02-1" in answer.stderr
+    assert "KeyError: 'no such thing'" in answer.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_ended_continues_to_the_same_bytes(tiny, tmp_path_factory, how):
+    slow = ("--set", "stages.Mark.seconds=0.1", "--set", "source.count=20")
+    words = ("run", tiny.path, "--until", "Write", "--in-process", *slow)
+    with subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True, env=surroundings()) as process:
+        while process.poll() is None and sum(line.startswith("Mark") for line in lines(tiny)) < 8:
+            time.sleep(0.02)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    if how == signal.SIGINT:
+        assert "Traceback" not in errors
+        assert errors.strip().splitlines()[-1].startswith("pv3d: interrupted; what is done is kept")
+    first = [line for line in tiny.calls() if line.startswith("Mark")]
+    again = pv3d(*words)
+    assert again.returncode == 0, again.stderr
+    if how == signal.SIGINT:  # every unit that had ended is kept
+        assert len([line for line in tiny.calls() if line.startswith("Mark")]) <= 40 - len(first) + 1
+    other = type(tiny)(tmp_path_factory.mktemp("other"))
+    assert pv3d("run", other.path, *words[2:]).returncode == 0
+    assert tiny.output() == other.output()
+
+
+def lines(tiny):
+    log = tiny.root / "calls.log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_weights_are_listed_and_verified(tmp_path):
+    own = {"PV3D_WEIGHTS": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    rows = json.loads(pv3d("weights", "list", "--json", **own).stdout)["weights"]
+    assert {"i3d", "arcface", "yunet"} <= {row["name"] for row in rows}
+    assert all(row["licence"] and row["source"] for row in rows)
+    assert pv3d("weights", "verify", **own).returncode == 0
+    (tmp_path / "yunet_n_dynamic.onnx").write_bytes(b"other")
+    assert "sha256" in one_line(pv3d("weights", "verify", **own))
+    assert "missing" in one_line(pv3d("weights", "verify", "i3d", **own))
+    assert "--sha256" in one_line(pv3d("weights", "fetch", "i3d", **own))
+
+
+def test_a_bench_answers_with_figures_of_this_machine():
+    found = json.loads(pv3d("bench", "help", "--runs", "2", "--json").stdout.splitlines()[-1])
+    assert found["bench"] == "help"
+    assert 0 < found["figures"]["help_s"] < 60
+    assert found["machine"]["cores"] == os.cpu_count()
+
+
+def test_an_unknown_bench_or_option_is_one_line():
+    assert "bench hlp: unknown, did you mean 'help'?" in one_line(pv3d("bench", "hlp"))
+    assert "--run: unknown option, did you mean 'runs'?" in one_line(pv3d("bench", "help", "--run", "3"))
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("1,5, 9", [1, 5, 9]), ("7", [7])])
+def test_seeds_are_lists_and_ranges(text, seeds):
+    from pipelines.cli import _seeds
+
+    assert _seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-3"])
+def test_seeds_that_are_none_are_refused(text):
+    from pipelines.cli import _seeds
+
+    with pytest.raises(ValueError, match="--seeds"):
+        _seeds(text)

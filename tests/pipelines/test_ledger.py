@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+from pipelines import ledger as ledger_file
+from pipelines.ledger import (
+    ClipFile,
+    Ledger,
+    LostSegmentError,
+    Output,
+    Record,
+    Ref,
+    encode_clips,
+    members_digest,
+)
+from stages import Clip
+
+
+def clip(name="a", value=1.0):
+    return Clip(
+        name, f"{name}.mp4", f"/x/{name}.mp4", fps=25.0, listed={"row": 3}, frame_times_s=np.arange(4.0),
+        landmarks=np.full((4, 68, 2), value, np.float32),
+    )  # fmt: skip
+
+
+def record(unit, out, state="ok"):
+    outputs = [Output(out.id, out.digest(), state, "" if state == "ok" else "short")]
+    return Record(unit, f"{unit}.mp4", "key", "input", "ok", outputs=outputs)
+
+
+def test_clips_come_back_equal_from_one_npz():
+    clips = [clip("a"), Clip("b", "b.mp4", "/x/b.mp4"), clip("c", 2.0)]
+    file = ClipFile(encode_clips(clips))
+    assert [file.clip(row).digest() for row in range(len(file))] == [c.digest() for c in clips]
+    assert file.clip(0, arrays=False).landmarks is None
+    assert file.clip(0, arrays=False).listed == {"row": 3}
+
+
+def test_records_and_clips_are_there_for_the_next_process(store):
+    first = Ledger(store)
+    first.add("S", record("u", clip()), [clip()])
+    first.flush()
+    again = Ledger(store)
+    found = again.current("S", "key", Ref("u", "input", "u.mp4"))
+    assert found is not None
+    (ref,) = again.outputs(found)
+    assert again.load(ref).digest() == clip().digest()
+
+
+def test_a_record_of_another_key_or_input_is_not_current(store):
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip()), [clip()])
+    assert ledger.current("S", "other", Ref("u", "input", "")) is None
+    assert ledger.current("S", "key", Ref("u", "other", "")) is None
+    assert ledger.current("S", "key", Ref("v", "input", "")) is None
+
+
+def test_many_units_make_few_objects(store, monkeypatch):
+    monkeypatch.setattr(ledger_file, "BATCH_UNITS", 10)
+    ledger = Ledger(store)
+    for number in range(35):
+        ledger.add("S", record(f"u{number}", clip()), [clip()])
+    ledger.flush()
+    assert len(list(store.list("ledger"))) == 8
+
+
+def test_a_batch_is_written_when_it_has_waited_long_enough(store, monkeypatch):
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip()), [clip()])
+    ledger.flush(due=True)
+    assert list(store.list("ledger")) == []
+    monkeypatch.setattr(ledger_file, "BATCH_SECONDS", 0.0)
+    ledger.flush(due=True)
+    assert len(list(store.list("ledger"))) == 2
+
+
+def test_later_segments_win(store):
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip(value=1.0)), [clip(value=1.0)])
+    ledger.flush()
+    ledger.add("S", record("u", clip(value=2.0)), [clip(value=2.0)])
+    ledger.flush()
+    again = Ledger(store)
+    (ref,) = again.outputs(again.records("S")["u"])
+    assert again.load(ref).digest() == clip(value=2.0).digest()
+
+
+def test_rejected_outputs_keep_their_clip_and_do_not_go_on(store):
+    ledger = Ledger(store)
+    assert ledger.add("S", record("u", clip(), "rejected"), [clip()]) == []
+    ledger.flush()
+    found = Ledger(store).records("S")["u"]
+    assert Ledger(store).outputs(found) == []
+    assert found.outputs[0].reason == "short"
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "schema", "no arrays"])
+def test_a_damaged_or_older_segment_is_passed_over_with_a_warning(store, caplog, damage):
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip()), [clip()])
+    ledger.flush()
+    lines, arrays = sorted(store.list("ledger"))
+    data = store.read(lines)
+    if damage == "no arrays":
+        store.delete(arrays)
+    else:
+        changes = {
+            "cut": data[:-9], "changed": data.replace(b'"u.mp4"', b'"v.mp4"'),
+            "schema": data.replace(b'"schema": 1', b'"schema": 0'),
+        }  # fmt: skip
+        store.write(lines, changes[damage])
+    assert Ledger(store).records("S") == {}
+    assert lines in caplog.text
+
+
+def test_arrays_that_cannot_be_read_take_their_records_with_them(store):
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip()), [clip()])
+    ledger.flush()
+    arrays = next(key for key in store.list("ledger") if key.endswith("npz"))
+    store.write(arrays, store.read(arrays)[:-50])
+    again = Ledger(store)
+    (ref,) = again.outputs(again.records("S")["u"])
+    with pytest.raises(LostSegmentError):
+        again.load(ref)
+    assert again.records("S") == {}
+    assert Ledger(store).records("S") == {}
+
+
+def test_the_digest_of_members_ignores_their_order():
+    a, b = Ref("a", "1", ""), Ref("b", "2", "")
+    assert members_digest([a, b]) == members_digest([b, a])
+    assert members_digest([a]) != members_digest([a, b])
