@@ -23,7 +23,7 @@ STATES = ("ok", "rejected", "failed", "todo")
 UNITS_SHOWN = 500
 VIDEO_BYTES = 8 << 20  # a larger sample video stays out of the page
 CURVES_SHOWN = 9
-NOT_LOSSES = ("time/", "memory/", "schedule/", "/grad_norm", "/logit_")
+NOT_LOSSES = ("time/", "memory/", "blur_sigma", "rendering_resolution", "/grad_norm", "/logit_")
 """Parts of the names of curves that are folded away."""
 
 
@@ -120,7 +120,7 @@ def _stages(workflow: Workflow, status: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for step in workflow.steps:
         counts = status["stages"].get(step.name, {})
-        what = (type(step.stage).__doc__ or "").strip().split("\n")[0]
+        what = (type(step.stage).__doc__ or "").strip().split("\n")[0].replace("`", "")
         listed = [{"text": text, "count": n} for text, n in reasons.get(step.name, Counter()).most_common()]
         rows.append(
             {"name": step.name, "what": what, "reasons": listed, **{s: counts.get(s, 0) for s in STATES}}
@@ -149,7 +149,7 @@ def _training(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
     return {
         "step": found.step,
         "text": f"{job.variant.name}, {found.step:,} of {workflow.train.steps:,} updates, batch "
-        f"{job.variant.recipe.batch}, {workflow.train.workers} workers; MLflow run {run or 'none'}",
+        f"{job.variant.recipe.batch}, {workflow.train.workers} worker(s); MLflow run {run or 'none'}",
         "video": _video(store, job.run),
         "curves": first,
         "more": [curve for curve in curves if curve not in first],

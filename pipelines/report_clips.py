@@ -158,8 +158,9 @@ def _figure(
 ) -> dict[str, Any]:
     numbers = np.asarray(values, np.float64)
     low_5, middle, high_5 = np.percentile(numbers, [5, 50, 95])
+    suffix = unit if unit == "°" else f" {unit}"
     caption = (
-        f"median {middle:.{digits}f} {unit}, 5 to 95 %: {low_5:.{digits}f} to {high_5:.{digits}f} {unit}"
+        f"median {middle:.{digits}f}{suffix}, 5 to 95 %: {low_5:.{digits}f} to {high_5:.{digits}f}{suffix}"
     )
     return {
         "title": title,

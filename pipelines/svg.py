@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 320, 132
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 24
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 24
 
 
 def histogram(
@@ -101,6 +101,6 @@ def _short(value: float) -> str:
     """Three significant digits at most."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    if abs(value) >= 10_000 or abs(value) < 0.001:
+    if abs(value) >= 10_000 or abs(value) < 0.01:
         return f"{value:.2g}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

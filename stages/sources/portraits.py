@@ -154,7 +154,7 @@ def read_truth(store: Storage, name: str) -> dict[str, Any]:
 def pose_errors(store: Storage, clip: Clip) -> dict[str, float] | None:
     """`cameras.angle_errors` of a clip of the demo against the true cameras; None for any other clip."""
     name = clip.video.removeprefix("store:demo/videos/").removesuffix(".mp4")
-    if not store.exists(truth_key(name)) or clip.video != f"store:{video_key(name)}":
+    if clip.video != f"store:{video_key(name)}" or not store.exists(truth_key(name)):
         return None
     truth = read_truth(store, name)
     frames = np.rint(clip.need("frame_times_s") * truth["fps"]).astype(int)
