@@ -1,0 +1,195 @@
+"""What the stages that talk to video sites share: settings, manners, and when to try again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from infra import egress
+from infra.storage import Storage, StorageError
+from stages import ytdlp
+from stages.base import Drop, Stage
+from stages.failures import Failure, classify, scrub
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What an extractor raises on a page that nobody foresaw; one page must not end a run.
+UNFORESEEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)
+_explained: set[str] = set()
+
+
+class Unreachable(Drop):
+    """Not the clip's fault: the site did not give it now. The next run tries again."""
+
+    state = "failed"
+
+
+@dataclass
+class WebStage(Stage):
+    """Settings of all stages that ask a site. Secrets come from the environment: `proxy: env:NAME`."""
+
+    format: str = "bv/bv*/b"                 # yt-dlp's: video without sound where the site has it
+    format_sort: list[str] = field(default_factory=lambda: ["res", "+hdr", "fps"])
+    cookies: str = ""                        # path of a cookies file in Netscape's format
+    proxy: str = ""                          # http, https or socks5 URL; with a password: env:NAME
+    source_address: str = ""                 # local address to leave from
+    egress: str = "cluster"                  # what shares one limit: the cluster, each "node", or any name
+    requests_per_minute: float = 20.0        # videos that are begun, of one egress; 0: no limit
+    burst: int = 2
+    pause_s: float = 60.0                    # after a throttling; doubles
+    longest_pause_s: float = 3600.0          # YouTube's limit of a session lasts up to an hour
+    longest_wait_s: float = 7200.0           # of one video for its turn; then it is failed
+    attempts: int = 5                        # of one video
+    backoff_s: float = 5.0                   # before the second attempt; doubles, with jitter
+    retries: int = 3                         # of one request inside an attempt
+    sleep_requests_s: float = 0.0            # between the requests of one attempt
+    socket_timeout_s: float = 20.0
+    timeout_s: float = 3600.0                # of one attempt
+    bytes_per_s: int = 0                     # limit of one download; 0: none
+    maximum_bytes: int = 8 << 30
+    work: str = ""                           # a local folder for what is under way; default: a temporary one
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts: {self.attempts} tries nothing; give 1 or more")
+        if "@" in self.proxy:
+            raise ValueError("proxy: holds a password; put it into the environment and write env:NAME")
+        if self.proxy and not re.match(r"env:\w+$|(https?|socks5h?)://[\w.-]+(:\d+)?/?$", self.proxy):
+            raise ValueError("proxy: is no URL like http://host:port and no env:NAME")
+        egress.Egress(self.requests_per_minute, self.burst, self.pause_s, self.longest_pause_s)
+
+    def setup(self, store: Storage) -> None:
+        """Raises ValueError for what the user can cure: no yt-dlp, no such cookies file or variable."""
+        try:
+            import yt_dlp  # noqa: F401
+        except ImportError:
+            raise ValueError("yt-dlp is not installed; pip install 'pv3d-pipeline[data]'") from None
+        self._store = store
+        cookies = Path(self.cookies).expanduser() if self.cookies else None
+        if cookies is not None and not cookies.is_file():
+            raise ValueError(f"cookies: {self.cookies} is no file; export one in Netscape's format")
+        proxy = self._proxy()
+        self._options = ytdlp.Options(
+            format=self.format, format_sort=tuple(self.format_sort), cookies=cookies, proxy=proxy,
+            source_address=self.source_address, retries=self.retries, retry_sleep_s=min(self.backoff_s, 1.0),
+            socket_timeout_s=self.socket_timeout_s, timeout_s=self.timeout_s,
+            maximum_bytes=self.maximum_bytes, bytes_per_s=self.bytes_per_s,
+            sleep_requests_s=self.sleep_requests_s,
+        )
+        self._secrets = self._options.secrets()
+        self._work = ytdlp.private_folder(
+            Path(self.work).expanduser() if self.work
+            else Path(tempfile.gettempdir(), f"pv3d-downloads-{os.getuid()}")
+        )
+        way = urlsplit(proxy).hostname or self.source_address or "direct"
+        scope = socket.gethostname() if self.egress == "node" else self.egress
+        self._gate = egress.connect(
+            f"{scope}-{way}", self.requests_per_minute, self.burst, self.pause_s, self.longest_pause_s
+        )
+
+    def _proxy(self) -> str:
+        if not self.proxy.startswith("env:"):
+            return self.proxy
+        name = self.proxy.removeprefix("env:")
+        value = os.environ.get(name, "")
+        if not re.match(r"(https?|socks5h?)://", value):
+            raise ValueError(f"proxy: the variable {name} holds no proxy URL here; set it for all workers")
+        return value
+
+    @contextlib.contextmanager
+    def _alone(self, source: str) -> Iterator[Path]:
+        """A work folder for one video, which no other worker of this machine has now.
+
+        Its name is a hash, so nothing of the list becomes a path.
+        """
+        name = hashlib.sha256(source.encode()).hexdigest()
+        with (self._work / f"lock-{name[:3]}").open("w") as lock:    # some share one: no file per video stays
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield ytdlp.private_folder(self._work / name[:24])
+
+    def _persist(self, url: str, action: Callable[[], T]) -> T:
+        """Call `action` when it is our turn, and again after what passes.
+
+        Raises Drop, Unreachable, or StorageError for what is wrong here.
+        """
+        from yt_dlp.utils import YoutubeDLError
+
+        self._explain(url)
+        for attempt in range(1, self.attempts + 1):
+            self._wait()
+            try:
+                result = action()
+            except ytdlp.TooMuchError as error:
+                failure, detail = _limit(error), "a limit of the settings"
+            except Drop:
+                self._gate.succeeded()
+                raise
+            except (YoutubeDLError, OSError, *UNFORESEEN) as error:
+                if isinstance(error, UNFORESEEN) and not _of_ytdlp(error):
+                    raise
+                failure, detail = classify(error), scrub(str(error), self._secrets, str(self._work))
+            else:
+                self._gate.succeeded()
+                return result
+            log.info("%s: attempt %d: %s (%s)", scrub(url, self._secrets), attempt, failure.reason, detail)
+            self._react(failure, detail, attempt)
+        raise Unreachable(failure.reason, detail)
+
+    def _wait(self) -> None:
+        try:
+            egress.wait_for(self._gate, self.longest_wait_s, time.sleep)
+        except egress.CircuitOpenError as error:
+            raise Unreachable("throttled", str(error)) from None
+
+    def _react(self, failure: Failure, detail: str, attempt: int) -> None:
+        """Raise for what another attempt cannot change; otherwise sleep, or make everybody pause."""
+        if failure.kind == "ours":
+            raise StorageError(f"stage {self.name}: {failure.reason} ({detail})")
+        if failure.kind == "throttled":
+            self._gate.throttled()
+            return
+        if failure.kind != "transient" or failure.reason.startswith("http"):
+            self._gate.succeeded()                   # it answered, and did not ask for a pause
+        if failure.kind != "transient":
+            raise Drop(failure.reason, detail)
+        if attempt < self.attempts:
+            time.sleep(self.backoff_s * 2.0 ** (attempt - 1) * (0.5 + random.random()))
+
+    def _explain(self, url: str) -> None:
+        """Say once per process what YouTube lacks here."""
+        if "youtube" not in _explained and ytdlp.YOUTUBE.match(url):
+            _explained.add("youtube")
+            if why := ytdlp.javascript():
+                log.warning("YouTube will give few formats or none: %s", why)
+
+
+def _of_ytdlp(error: BaseException) -> bool:
+    """Whether an error was raised inside yt-dlp, rather than by us."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+        if str(trace.tb_frame.f_globals.get("__name__")).startswith("yt_dlp"):
+            return True
+    return False
+
+
+def _limit(error: ytdlp.TooMuchError) -> Failure:
+    return Failure("gone", "too large") if str(error) == "too large" else Failure("transient", str(error))
