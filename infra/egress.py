@@ -38,14 +38,14 @@ class Gate(Protocol):
 class Egress:
     """Token bucket and circuit breaker of one address. Safe for threads.
 
-    `per_minute`: requests that may start in a minute, in the long run (0: no limit); `burst`: requests that
-    may start at once. The first throttling closes the road for `pause_s`, each further one for twice as long,
-    up to `longest_pause_s`; after the pause one request goes ahead, and all others wait for what it reports.
+    `requests_per_minute`: how many may start, in the long run (0: no limit); `burst`: how many may start at
+    once. The first throttling closes the road for `pause_s`, each further one for twice as long, up to
+    `longest_pause_s`; after the pause one request goes ahead, and all others wait for what it reports.
     """
 
     def __init__(
         self,
-        per_minute: float = 30.0,
+        requests_per_minute: float = 30.0,
         burst: int = 1,
         pause_s: float = 60.0,
         longest_pause_s: float = 3600.0,
@@ -58,17 +58,19 @@ class Egress:
         self._open_until: float | None = None        # None: the road is free
         self._probe_until = 0.0                      # a probe is under way until then
         self._throttlings = 0                        # since the last success
-        self.configure(per_minute, burst, pause_s, longest_pause_s)
+        self.configure(requests_per_minute, burst, pause_s, longest_pause_s)
 
-    def configure(self, per_minute: float, burst: int, pause_s: float, longest_pause_s: float) -> None:
+    def configure(
+        self, requests_per_minute: float, burst: int, pause_s: float, longest_pause_s: float
+    ) -> None:
         """Change the limits; tokens and a pause that is under way stay. Raises ValueError."""
-        for name, value in [("per_minute", per_minute), ("pause_s", pause_s)]:
+        for name, value in [("requests_per_minute", requests_per_minute), ("pause_s", pause_s)]:
             if value < 0:
                 raise ValueError(f"{name}: {value} is negative; give 0 or more")
         if burst < 1:
             raise ValueError(f"burst: {burst} lets nothing through; give 1 or more")
         with self._lock:
-            self._per_s, self._burst = per_minute / 60.0, burst
+            self._per_s, self._burst = requests_per_minute / 60.0, burst
             self._pause_s, self._longest_s = pause_s, max(pause_s, longest_pause_s)
 
     def ask(self) -> float:
@@ -184,13 +186,16 @@ class _Actor:
         self._call("succeeded")
 
 
-def connect(address: str, per_minute: float, burst: int, pause_s: float, longest_pause_s: float) -> Gate:
+def connect(
+    address: str, requests_per_minute: float, burst: int, pause_s: float, longest_pause_s: float
+) -> Gate:
     """The `Egress` of `address`, made when it is the first use: one per Ray cluster, else one per process.
 
     `address` is any short name, such as that of a proxy. Limits of the last caller hold.
     """
     limits: dict[str, Any] = {
-        "per_minute": per_minute, "burst": burst, "pause_s": pause_s, "longest_pause_s": longest_pause_s
+        "requests_per_minute": requests_per_minute, "burst": burst,
+        "pause_s": pause_s, "longest_pause_s": longest_pause_s,
     }
     name = "egress-" + re.sub(r"[^A-Za-z0-9_.-]", "-", address)
     if _ray_runs():
