@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import ops
+from model.discriminator import Conv2d
+from model.stylegan import ToRGB
+from model.triplane import project
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "linear": (lambda x: x, 1.0),
@@ -118,19 +121,30 @@ def modulated_layer(
     return bias_act(y, bias, act="lrelu", gain=gain, clamp=clamp)
 
 
-def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0
-) -> Tensor:
-    return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+def to_rgb(self: ToRGB, x: Tensor, w: Tensor) -> Tensor:
+    """`stylegan.ToRGB.forward`, the plain way."""
+    styles = self.affine(w) / self.weight.shape[1] ** 0.5
+    y = modulated_conv2d(x, self.weight, styles, demodulate=False)
+    return bias_act(y, self.bias, clamp=self.clamp)
 
 
-def leaky_clamp(x: Tensor, clamp: float | None = None) -> Tensor:
-    y = F.leaky_relu(x, 0.2)
-    return y if clamp is None else y.clamp(-clamp, clamp)
+def discriminator_conv2d(self: Conv2d, x: Tensor, gain: float = 1.0) -> Tensor:
+    """`discriminator.Conv2d.forward`, the plain way."""
+    weight = self.weight / self.weight[0].numel() ** 0.5
+    down = 2 if self.down else 1
+    y = conv2d_resample(x, weight, self.resample_filter, down=down, padding=weight.shape[-1] // 2)
+    if self.bias is None:
+        return y * gain
+    clamp = None if self.clamp is None else self.clamp * gain
+    return bias_act(y, self.bias, act="lrelu", gain=ops.SQRT2 * gain, clamp=clamp)
 
 
-def fir(x: Tensor, kernel: Tensor, padding: int, gain: float = 1.0) -> Tensor:
-    return upfirdn2d(x, kernel, padding=(padding,) * 4, gain=gain)
+def sample_planes(planes: Tensor, points: Tensor, axes: Tensor, box_warp: float) -> Tensor:
+    """`triplane.sample_planes` without a change of layout."""
+    n, p, c, h, w = planes.shape
+    grid = project(points * (2 / box_warp), axes).reshape(n * p, -1, 1, 2)
+    features = F.grid_sample(planes.reshape(n * p, c, h, w), grid, padding_mode="zeros", align_corners=False)
+    return features.view(n, p, c, -1).transpose(2, 3)
 
 
 def fir_downsample(x: Tensor, kernel: Tensor) -> Tensor:
@@ -146,10 +160,10 @@ def installed() -> Iterator[None]:
     """The networks run on the operators of this file inside."""
     with (
         patch("model.stylegan.modulated_layer", modulated_layer),
-        patch("model.fast.conv2d", conv2d),
-        patch("model.fast.leaky_clamp", leaky_clamp),
-        patch("model.ops.fir", fir),
-        patch("model.ops.fir_downsample", fir_downsample),
+        patch.object(ToRGB, "forward", to_rgb),
+        patch.object(Conv2d, "forward", discriminator_conv2d),
+        patch("model.rendering.sample_planes", sample_planes),
+        patch("model.generator.sample_planes", sample_planes),
         patch("model.ops.fir_upsample", fir_upsample),
         patch("model.rendering.composite", composite),
         patch("model.steps.frozen", lambda *networks: nullcontext()),
