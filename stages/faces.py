@@ -26,10 +26,12 @@ NEAR_FACE = 1.5                  # a face is shown to the detector this much lar
 
 # In sides of the face's box:
 REFINE_BEYOND = 0.06             # a step after which the points are found again from their own box
-JUMP = 0.3                       # a step that is confirmed at once
+FAST = 0.08                      # a step, or a change of size, after which the face is looked for nearby
 OTHER = 0.6                      # another face is at least so far away
 NEAR = 1.0                       # a lost face is found again so near
-SAME = 0.35                      # intersection over union of a detection with the face's own box
+# Intersection over union of a detection with the box of the points:
+SAME = 0.35                      # it is the same face
+GOOD = 0.65                      # the points need no correction
 
 
 @dataclass
@@ -98,15 +100,17 @@ class _Track:
         index = len(self.points)
         look = index % self.settings.detect_every == 0
         points = self._follow(frame)
-        followed = points is not None
         self.points.append(points)
         self.unsure.append(frame)
         if look:
             self.last_look = frame
-        if points is not None and (look or index == self.total - 1 or self._jumps(points)):
-            self._confirm(frame, look)
-        elif not followed and (look or self.box is not None or index <= self.settings.maximum_missing_frames):
-            self._search(frame, self._detect(frame))
+        if points is None:
+            if look or self.box is not None or index <= self.settings.maximum_missing_frames:
+                self._search(frame, self._detect(frame))
+        elif look or index == self.total - 1:
+            self._confirm(frame, self._detect(frame), look)
+        elif self._is_fast(points):
+            self._confirm(frame, self._detect_near(frame, self.model.box(points)), look=False)
         if (now := self.points[-1]) is not None:
             self.box = self.model.box(now)
         self._check_missing()
@@ -137,28 +141,31 @@ class _Track:
         moved = self.model.box(points)
         return self.model.landmarks(frame, moved) if _apart(moved, box) > REFINE_BEYOND else points
 
-    def _jumps(self, points: Points) -> bool:
+    def _is_fast(self, points: Points) -> bool:
         if self.box is None:
-            return True
+            return False
         box = self.model.box(points)
-        return _apart(box, self.box) > JUMP or not 0.8 < _side(box) / _side(self.box) < 1.25
+        return _apart(box, self.box) > FAST or abs(_side(box) / _side(self.box) - 1) > FAST
 
-    def _confirm(self, frame: Picture, look: bool) -> None:
+    def _confirm(self, frame: Picture, seen: list[Detection], look: bool) -> None:
         """Ask the detector whether the face is where the points are, in this frame and in those before."""
         points = self.points[-1]
         assert points is not None
-        seen = self._detect(frame)
+        box = self.model.box(points)
         if look:
-            self._count_others(seen, self.model.box(points))
-        if any(_overlap(d.box, self.model.box(points)) > SAME for d in seen) or self._is_near(frame, points):
+            self._count_others(seen, box)
+        there = _same_face(seen, box) or _same_face(self._detect_near(frame, box), box)
+        if there is not None:
+            if _overlap(there.box, box) < GOOD:
+                self.points[-1] = self._refine(frame, there.box)
             self.unsure.clear()
             return
         for back, earlier in enumerate(reversed(self.unsure), start=1):
-            there = self.points[-back]
-            if back > 1 and there is not None and self._is_near(earlier, there):
+            followed = self.points[-back]
+            if back > 1 and followed is not None and self._is_near(earlier, followed):
                 break
             self.points[-back] = None
-        self._search(frame, seen)
+        self._search(frame, seen or self._detect(frame))
 
     def _search(self, frame: Picture, seen: list[Detection]) -> None:
         """Find the face anew in this frame, and go back from it to fill what was missing."""
@@ -227,18 +234,29 @@ class _Track:
             frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
         return [Detection(_scaled(d.box, 1 / scale), d.score) for d in self.model.detect(frame)]
 
-    def _is_near(self, frame: Picture, points: Points) -> bool:
-        """Whether the detector, shown the surroundings of `points` alone and enlarged, sees a face there."""
+    def _detect_near(self, frame: Picture, box: Box) -> list[Detection]:
+        """Faces around `box`, looked for in its surroundings alone, enlarged or shrunk."""
         import cv2
 
-        box = self.model.box(points)
         target = NEAR_FACE * self.model.smallest_px
-        scale = target / max(_side(box), 1.0)
-        matrix = np.array([[scale, 0, target / 2 - scale * box[0]], [0, scale, target / 2 - scale * box[1]]])
+        scale = target / _side(box)
+        left, top = box[0] - target / 2 / scale, box[1] - target / 2 / scale
+        matrix = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
         side = round(2 * target)
         patch = cv2.warpAffine(frame, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
-        expected = (target / 2, target / 2, 1.5 * target, 1.5 * target)
-        return any(_overlap(d.box, expected) > SAME for d in self.model.detect(np.asarray(patch, np.uint8)))
+        found = self.model.detect(np.asarray(patch, np.uint8))
+        return [Detection(_shifted(_scaled(d.box, 1 / scale), left, top), d.score) for d in found]
+
+    def _is_near(self, frame: Picture, points: Points) -> bool:
+        """Whether the detector sees a face where the points are."""
+        box = self.model.box(points)
+        return _same_face(self._detect_near(frame, box), box) is not None
+
+
+def _same_face(seen: list[Detection], box: Box) -> Detection | None:
+    """The detection that overlaps `box` best, if any is the same face."""
+    best = max(seen, key=lambda d: _overlap(d.box, box), default=None)
+    return best if best is not None and _overlap(best.box, box) > SAME else None
 
 
 def _side(box: Box) -> float:
@@ -262,3 +280,7 @@ def _overlap(box: Box, other: Box) -> float:
 
 def _scaled(box: Box, scale: float) -> Box:
     return (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
+
+
+def _shifted(box: Box, x: float, y: float) -> Box:
+    return (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
