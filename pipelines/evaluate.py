@@ -49,6 +49,7 @@ def evaluate(workflow: Workflow) -> dict[str, Any]:
     store = workflow.store()
     checkpoint = newest_checkpoint(workflow)
     computes = {path: metrics.load(path) for path in workflow.evaluate.metrics}
+    _check_backends(workflow.evaluate)
     name = result_name(checkpoint, workflow.evaluate)
     if store.exists(name):
         log.info("evaluation of %s is done", checkpoint.key)
@@ -67,6 +68,17 @@ def evaluate(workflow: Workflow) -> dict[str, Any]:
         store.write(name, json.dumps(result, indent=1, allow_nan=False).encode())
     _log_to_run(workflow, name.rpartition("/")[2], result)
     return result
+
+
+def _check_backends(settings: EvaluateSettings) -> None:
+    """A backend that is misspelt or not installed is found before the first video is made."""
+    from stages import backends
+
+    for field in {field for path in settings.metrics for field in metrics.backends_of(path)}:
+        try:
+            backends.load(getattr(settings, field))
+        except ValueError as error:
+            raise ValueError(f"evaluate.{field}: {error}") from None
 
 
 def training(workflow: Workflow) -> Job:

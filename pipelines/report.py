@@ -188,13 +188,19 @@ def _curves(tracking: str, run: str) -> list[dict[str, Any]]:
 
 
 def _evaluation(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
-    """The newest result of any setting."""
-    from pipelines.evaluate import PREFIX, read_result
+    """The result of the newest checkpoint under the settings of now, else the newest of any."""
+    from infra.checkpoints import checkpoints
+    from pipelines.evaluate import PREFIX, read_result, result_name, training
 
     keys = [key for key in store.list(PREFIX) if key.endswith(".json")]
     if not keys:
         return None
-    result = read_result(store, max(keys))
+    key = max(keys)
+    if store.exists("dataset/latest.json"):
+        newest = next(checkpoints(store, training(workflow).checkpoints), None)
+        wanted = result_name(newest, workflow.evaluate) if newest else ""
+        key = wanted if wanted in keys else key
+    result = read_result(store, key)
     rows = []
     for name, value in result["metrics"].items():
         interval = value["interval"]

@@ -132,6 +132,12 @@ def weights_of(path: str) -> tuple[str, ...]:
     return tuple(getattr(importlib.import_module(path.partition(":")[0]), "WEIGHTS", ()))
 
 
+def backends_of(path: str) -> tuple[str, ...]:
+    """The fields of `Evaluation` that name the models which the metric at an import path runs: its
+    `BACKENDS`."""
+    return tuple(getattr(importlib.import_module(path.partition(":")[0]), "BACKENDS", ()))
+
+
 def load(path: str) -> Compute:
     """The `compute` that an import path names: `package.module` or `package.module:function`.
 

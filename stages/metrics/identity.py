@@ -27,6 +27,7 @@ from stages.metrics.warping import project
 
 ARCFACE = "model_ir_se50.pth"
 WEIGHTS = (ARCFACE,)
+BACKENDS = ("identity_backend", "face_backend")
 DETECTION_SIDE = 256
 
 

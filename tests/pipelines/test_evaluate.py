@@ -172,3 +172,13 @@ def test_the_newest_checkpoint_is_registered_once_with_its_evidence(workflow: Wo
     checkpoint(workflow, 48, generator(1))
     assert register(workflow).version == 2
     assert find_version(workflow.storage.tracking, "pv3d", "champion") is None
+
+
+def test_a_backend_that_is_not_there_is_found_before_any_video_is_made(workflow: Workflow) -> None:
+    with pytest.raises(ValueError, match=r"evaluate\.identity_backend: .*stages\.backends\.nobody"):
+        evaluate(changed(workflow, identity_backend="stages.backends.nobody:Nobody"))
+    evaluate(
+        changed(
+            workflow, identity_backend="stages.backends.nobody:Nobody", metrics=("stages.metrics.chamfer",)
+        )
+    )
