@@ -8,7 +8,7 @@ their drawn edge, the jaw on the outline of a frontal view), iBUG was followed, 
 of the demo. No point was taken from another face model.
 
 The place and the scale are those of the EG3D crop: a least-squares fit of the five points of this face to the
-five standard points of the alignment (`stages.crop.STANDARD_FIVE`; residual below 0.7 mm), then 0.27 world
+five standard points of the alignment (`stages.crop.STANDARD_FIVE`; residual about 1 mm), then 0.27 world
 units for each of theirs and their offset. So the camera of a frontal crop stands near (0, 0, 2.86), which the
 25 numbers carry as (0, 0, 2.7).
 """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stages.sources.relief import Expression, Relief, View
 
 FPS = 25.0
-RENDER_VERSION = 1                       # raise it when the same scenes give other pictures
+RENDER_VERSION = 2                       # raise it when the same scenes give other pictures
 
 
 @dataclass(frozen=True)

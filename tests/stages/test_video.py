@@ -64,6 +64,21 @@ def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
     assert written(tmp_path / "a.mp4").read_bytes() == written(tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.parametrize(("width", "height"), [(176, 144), (160, 128), (400, 304)])
+def test_equal_frames_give_equal_bytes_whatever_memory_held_before(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 255, (height, width, 3), np.uint8) for _ in range(10)]
+    made = set()
+    for _ in range(5):
+        dirt = [random.random(int(random.integers(1, 300_000))) for _ in range(5)]
+        del dirt
+        video.write_video(tmp_path / "a.mp4", frames, 25)
+        made.add((tmp_path / "a.mp4").read_bytes())
+    assert len(made) == 1
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even"):
         video.write_video(tmp_path / "a.mp4", [np.zeros((31, 32, 3), np.uint8)], 25)

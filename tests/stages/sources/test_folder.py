@@ -1,0 +1,118 @@
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from infra.storage import check_key
+from stages.sources.folder import Folder, unit_ids
+
+
+def make(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder
+
+
+def listed(folder: Path, store, **settings) -> list[str]:
+    return [clip.source for clip in Folder(location=str(folder), **settings).clips(store)]
+
+
+def test_lists_videos_of_all_subfolders_sorted_and_nothing_else(tmp_path: Path, store) -> None:
+    make(tmp_path / "v", "b.MP4", "a/z.mov", "notes.txt", ".hidden.mp4", ".git/x.mp4", "c.webm", "a/b.mkv")
+    assert listed(tmp_path / "v", store) == ["a/b.mkv", "a/z.mov", "b.MP4", "c.webm"]
+
+
+def test_a_clip_says_where_it_is_and_decodes_nothing(tmp_path: Path, store) -> None:
+    make(tmp_path / "v", "talk 1.mp4")
+    (clip,) = Folder(location=str(tmp_path / "v"), licence="CC BY 4.0", dataset="ours").clips(store)
+    assert (clip.id, clip.source, clip.licence, clip.dataset) == ("talk-1", "talk 1.mp4", "CC BY 4.0", "ours")
+    assert Path(clip.video).is_absolute()
+    assert Path(clip.video).read_bytes() == b"x"
+    assert not clip.is_cut
+    json.dumps(clip.to_record()[0])
+
+
+def test_the_fingerprint_changes_with_the_file(tmp_path: Path, store) -> None:
+    folder = make(tmp_path / "v", "a.mp4")
+    (before,) = Folder(location=str(folder)).clips(store)
+    (again,) = Folder(location=str(folder)).clips(store)
+    (folder / "a.mp4").write_bytes(b"other")
+    (after,) = Folder(location=str(folder)).clips(store)
+    assert before.digest() == again.digest() != after.digest()
+
+
+def test_ids_are_safe_and_different_even_where_case_is_ignored() -> None:
+    names = ["p.mp4", "p.mov", "P.avi", "a/b.mp4", "a-b.mp4", "día.mp4", "视频.mp4", "_x-.mp4", "one.two.mp4"]
+    ids = unit_ids(names)
+    assert len({unit.casefold() for unit in ids}) == len(names)
+    for unit in ids:
+        check_key(unit)
+        assert "." not in unit
+
+
+def test_ids_do_not_depend_on_the_order_of_listing() -> None:
+    names = ["p.mp4", "p.mov", "q.mp4"]
+    assert dict(zip(names, unit_ids(names), strict=True)) == dict(
+        zip(names[::-1], unit_ids(names[::-1]), strict=True)
+    )
+
+
+def test_a_relative_location_is_taken_from_the_working_folder(tmp_path: Path, store, monkeypatch) -> None:
+    make(tmp_path / "v", "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert listed(Path("v"), store) == ["a.mp4"]
+
+
+def test_other_suffixes_can_be_named(tmp_path: Path, store) -> None:
+    make(tmp_path / "v", "a.mp4", "b.TS")
+    assert listed(tmp_path / "v", store, extensions=[".ts"]) == ["b.TS"]
+
+
+def test_links_do_not_lead_out_of_the_folder(tmp_path: Path, store, caplog) -> None:
+    make(tmp_path / "other", "secret.mp4")
+    folder = make(tmp_path / "v", "a.mp4", "sub/b.mp4")
+    (folder / "inside.mp4").symlink_to(folder / "sub" / "b.mp4")
+    (folder / "outside.mp4").symlink_to(tmp_path / "other" / "secret.mp4")
+    (folder / "nowhere.mp4").symlink_to(folder / "gone.mp4")
+    (folder / "loop").symlink_to(folder)
+    with caplog.at_level(logging.WARNING):
+        assert listed(folder, store) == ["a.mp4", "inside.mp4", "sub/b.mp4"]
+    assert {"outside.mp4", "nowhere.mp4", "loop"} <= {Path(str(r.args[0])).name for r in caplog.records}
+
+
+def test_unreadable_files_are_listed_for_the_stages_to_reject(tmp_path: Path, store) -> None:
+    folder = make(tmp_path / "v", "text.mp4")
+    (folder / "empty.mp4").touch()
+    (folder / "empty.mp4").chmod(0)
+    assert listed(folder, store) == ["empty.mp4", "text.mp4"]
+
+
+def test_pipes_are_passed_over(tmp_path: Path, store) -> None:
+    folder = make(tmp_path / "v", "a.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    assert listed(folder, store) == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("missing", "does not exist"),
+        ("file.mp4", "is a file"),
+        ("empty", "holds no video"),
+        ("s3://bucket/videos", "not supported yet"),
+        ("demo:faces", "demo:portraits"),
+    ],
+)
+def test_refuses_in_one_line_what_cannot_be_listed(
+    tmp_path: Path, store, monkeypatch, location: str, message: str
+) -> None:
+    monkeypatch.chdir(make(tmp_path, "file.mp4", "empty/readme.txt"))
+    with pytest.raises(ValueError, match=message) as refused:
+        list(Folder(location=location).clips(store))
+    assert str(refused.value).startswith("source.location: ")
+    assert location in str(refused.value)
+    assert "\n" not in str(refused.value)
