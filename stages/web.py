@@ -46,8 +46,9 @@ class Unreachable(Drop):
 class WebStage(Stage):
     """Settings of all stages that ask a site. Secrets come from the environment: `proxy: env:NAME`."""
 
-    format: str = "bv/bv*/b"                 # yt-dlp's: video without sound where the site has it
-    format_sort: list[str] = field(default_factory=lambda: ["res", "+hdr", "fps"])
+    # yt-dlp's: the best without sound. HDR comes last, for its colours need a tone map that we do not have.
+    format: str = "bv[dynamic_range=SDR]/bv*[dynamic_range=SDR]/b/bv*"
+    format_sort: list[str] = field(default_factory=lambda: ["res", "fps"])
     cookies: str = ""                        # path of a cookies file in Netscape's format
     proxy: str = ""                          # http, https or socks5 URL; with a password: env:NAME
     source_address: str = ""                 # local address to leave from
@@ -56,7 +57,7 @@ class WebStage(Stage):
     burst: int = 2
     pause_s: float = 60.0                    # after a throttling; doubles
     longest_pause_s: float = 3600.0          # YouTube's limit of a session lasts up to an hour
-    longest_wait_s: float = 7200.0           # of one video for its turn; then it is failed
+    longest_wait_s: float = 3600.0           # of one video for its turn; then it is failed
     attempts: int = 5                        # of one video
     backoff_s: float = 5.0                   # before the second attempt; doubles, with jitter
     retries: int = 3                         # of one request inside an attempt

@@ -13,8 +13,11 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from infra.storage import Storage
 from stages.base import Drop, Source
@@ -29,6 +32,7 @@ BOX_EVERY = 100                  # rows between the boxes that are kept
 VOX1_TEST = range(10270, 10310)  # the official test people of VoxCeleb1
 
 _PERSON = re.compile(r"id\d{5}")
+Rows = NDArray[np.float64]       # [N, 5]: FRAME, X, Y, W, H
 Text = tuple[str, Callable[[], bytes]]      # name with person/video/utterance at its end, and how to read it
 
 
@@ -94,15 +98,15 @@ class VoxCeleb(Source):
             "box_unit": "frame" if self.version == 2 else "height", "box_kind": "face", "fps_ref": FPS,
             "row_sha1": lists.row_sha1(text), "row": header,
         }
-        runs = list(contiguous(rows))
+        runs = contiguous(rows)
         return [
             {**common, "key": common["key"] + (f"-{n}" if len(runs) > 1 else ""), **self._part(run)}
             for n, run in enumerate(runs)
         ]
 
-    def _check_unit(self, name: str, rows: list[list[float]], checked: bool) -> None:
+    def _check_unit(self, name: str, rows: Rows, checked: bool) -> None:
         """Boxes of the wrong version: a wrong setting when it is the first file, else one bad file."""
-        fractions = max(max(row[1:]) for row in rows) <= 1.5
+        fractions = bool(rows[:, 1:].max() <= 1.5)
         if fractions == (self.version == 2):
             return
         found = 2 if fractions else 1
@@ -111,10 +115,10 @@ class VoxCeleb(Source):
             raise ValueError(f"version: {message}; set version: {found}")
         raise Drop("bad row", message)
 
-    def _part(self, run: list[list[float]]) -> Span:
-        first, last = int(run[0][0]), int(run[-1][0])
+    def _part(self, run: Rows) -> Span:
+        first, last = int(run[0, 0]), int(run[-1, 0])
         scale = 1.0 if self.version == 2 else SCALED_HEIGHT
-        chosen = [*run[:-1:BOX_EVERY], run[-1]]
+        chosen = [*run[:-1:BOX_EVERY].tolist(), run[-1].tolist()]
         return {
             "start_s": first / FPS, "end_s": (last + 1) / FPS, "frames": [first, last + 1],
             "boxes": [
@@ -124,27 +128,18 @@ class VoxCeleb(Source):
         }
 
 
-def read_track(text: str, name: str) -> tuple[dict[str, str], list[list[float]]]:
-    """(header, rows of FRAME, X, Y, W, H) of one file. Raises Drop, naming file and line."""
+def read_track(text: str, name: str) -> tuple[dict[str, str], Rows]:
+    """(header, float64 [N, 5] of FRAME, X, Y, W, H) of one file. Raises Drop, naming file and line."""
     lines = text.split("\n")
     table = next((n for n, line in enumerate(lines) if line.split()[:2] == ["FRAME", "X"]), None)
     if table is None:
         raise Drop("bad row", f"{name}:{len(lines)}: has no line FRAME X Y W H")
     pairs = (line.partition(":") for line in lines[:table] if ":" in line)
     header = {key.strip(): value.strip() for key, _, value in pairs}
-    rows = []
-    for n, line in enumerate(lines[table + 1:], table + 2):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 5:
-            raise Drop("bad row", f"{name}:{n}: {len(fields)} values, 5 are needed")
-        rows.append([number(value, f"{name}:{n}:") for value in fields])
-        if min(rows[-1][0], rows[-1][3], rows[-1][4]) < 0:
-            raise Drop("bad row", f"{name}:{n}: negative frame or size")
-    if not rows:
+    rows = _rows(lines[table + 1:], f"{name}:{{}}:", table + 2)
+    if not len(rows):
         raise Drop("bad row", f"{name}:{len(lines)}: has no frame")
-    if any(b[0] <= a[0] for a, b in pairwise(rows)):
+    if (np.diff(rows[:, 0]) <= 0).any():
         raise Drop("bad row", f"{name}: frames do not ascend")
     listed = header.get("Reference", _names(name)[1])
     if listed != _names(name)[1]:
@@ -152,13 +147,30 @@ def read_track(text: str, name: str) -> tuple[dict[str, str], list[list[float]]]
     return header, rows
 
 
-def contiguous(rows: list[list[float]]) -> Iterator[list[list[float]]]:
+def _rows(lines: list[str], where: str, first: int) -> Rows:
+    """The table; a million of them are read, so soundness is seen at once and its lack looked for after."""
+    filled = [line for line in lines if line and not line.isspace()]
+    values = "\t".join(filled).split()
+    try:
+        rows = np.array(values, np.float64)
+    except ValueError:
+        rows = np.zeros(0)
+    if len(rows) == 5 * len(filled) and bool(np.isfinite(rows).all()):
+        rows = rows.reshape(-1, 5)
+        if rows.size == 0 or rows[:, [0, 3, 4]].min() >= 0:
+            return rows
+    for n, line in enumerate(lines, first):
+        fields = line.split()
+        if fields and len(fields) != 5:
+            raise Drop("bad row", f"{where.format(n)} {len(fields)} values, 5 are needed")
+        if fields and min([number(value, where.format(n)) for value in fields][i] for i in (0, 3, 4)) < 0:
+            raise Drop("bad row", f"{where.format(n)} negative frame or size")
+    raise Drop("bad row", f"{where.format(first)} is no table")
+
+
+def contiguous(rows: Rows) -> list[Rows]:
     """Runs of rows whose frames follow each other."""
-    start = 0
-    for i in range(1, len(rows) + 1):
-        if i == len(rows) or rows[i][0] != rows[i - 1][0] + 1:
-            yield rows[start:i]
-            start = i
+    return np.split(rows, np.flatnonzero(np.diff(rows[:, 0]) != 1) + 1)
 
 
 def tree(location: Path) -> Iterator[Text]:
