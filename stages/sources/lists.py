@@ -20,6 +20,9 @@ opened once. Until the download `Clip.video` is the URL. `Clip.listed` holds JSO
         row_sha1        of the list's own row
         row             the row's other columns
 
+    span        in place of `spans`, the one part that a clip was cut from
+    unit        the first id of a unit that the download divided into several files
+
 Rows that cannot be used thus end in the report like any other unit. A file that cannot be read as a list at
 all is the user's mistake: ValueError, naming file, line and cure.
 """
@@ -27,6 +30,7 @@ all is the user's mistake: ValueError, naming file, line and cure.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -159,11 +163,26 @@ def refuse(clip: Clip) -> Iterator[Rejected]:
     clip.listed = {**clip.listed, "spans": [span for span in spans if "error" not in span]}
 
 
+def parts(clip: Clip) -> list[tuple[Clip, float, float]]:
+    """(record, first second, end) of every wanted part, for the stage that cuts; the whole video is one part.
+
+    Raises Drop for parts whose place is not known yet.
+    """
+    spans = clip.listed.get("spans")
+    if not spans:
+        return [(clip, 0.0, math.inf)]
+    if any("chunk" in span and "start_s" not in span for span in spans):
+        raise Drop("not located", "put stages.sources.talkinghead:LocateChunks before this stage")
+    return [(span_clip(clip, s), s.get("start_s", 0.0), s.get("end_s", math.inf)) for s in spans]
+
+
 def span_clip(clip: Clip, span: Span) -> Clip:
-    """The part of a listed video as a record of its own: `listed` is the part's own row."""
-    listed = {k: v for k, v in clip.listed.items() if k != "spans"}
+    """The part of a listed video as a record of its own: `listed["span"]` is the part's own row."""
+    listed = {k: v for k, v in clip.listed.items() if k not in ("spans", "unit")}
+    # A unit that the download divided has its first id there, so that ids do not depend on how it did.
+    unit_id = clip.listed.get("unit", clip.id)
     return clip.copy(
-        id=f"{clip.id}-{span['key']}", identity=str(span.get("identity", clip.identity)),
+        id=f"{unit_id}-{span['key']}", identity=str(span.get("identity", clip.identity)),
         licence=str(span.get("licence", clip.licence)), listed={**listed, "span": span},
     )
 
