@@ -1,7 +1,7 @@
-"""Training states in the store: safetensors files, and a json that is written last and makes them a checkpoint.
+"""Training states in the store: safetensors files, and a json, written last, that makes them a checkpoint.
 
     <prefix>/<step>/<name>.safetensors    weights and optimiser moments, one file per network
-    <prefix>/<step>/checkpoint.json       schema, step, sha256 and size of every file, and what the trainer adds
+    <prefix>/<step>/checkpoint.json       schema, step, sha256 and size of every file, what the trainer adds
 
 A folder without a json, or whose files do not match it, is no checkpoint: readers take the one before.
 """
@@ -35,7 +35,7 @@ class Checkpoint:
     """A complete checkpoint. `card` is its json; nothing but the card has been read yet."""
 
     store: Storage
-    key: str                                 # of its folder
+    key: str  # of its folder
     card: dict[str, Any]
 
     @property
@@ -47,7 +47,7 @@ class Checkpoint:
         return name in self.card["files"]
 
     def load(self, name: str) -> Tensors:
-        """The tensors of `<name>.safetensors`, on CPU. Raises ValueError when the file is not the one written."""
+        """The tensors of `<name>.safetensors`, on CPU. Raises ValueError unless the file is as written."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -59,7 +59,7 @@ class Checkpoint:
                 tensors: Tensors = load_file(path)
                 return tensors
         except (FileNotFoundError, SafetensorError, _WrongFileError) as error:
-            raise ValueError(f"{self.key}/{name}.safetensors: {error}; the checkpoint is damaged") from None
+            raise self._damaged(name, error) from None
 
     def verify(self) -> None:
         """Raise ValueError unless every file is there and has its sha256."""
@@ -68,7 +68,10 @@ class Checkpoint:
                 with self.store.local(f"{self.key}/{name}.safetensors") as path:
                     _check(path, entry)
             except (FileNotFoundError, _WrongFileError) as error:
-                raise ValueError(f"{self.key}/{name}.safetensors: {error}; the checkpoint is damaged") from None
+                raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> ValueError:
+        return ValueError(f"{self.key}/{name}.safetensors: {error}; the checkpoint is damaged")
 
 
 class _WrongFileError(Exception):
@@ -88,13 +91,14 @@ def file_sha256(path: Path) -> str:
 
 
 def save(
-    store: Storage, prefix: str, step: int, files: Mapping[str, Tensors], card: Mapping[str, Any], *, keep: int
-) -> Checkpoint:
+    store: Storage, prefix: str, step: int, files: Mapping[str, Mapping[str, Tensor]],
+    card: Mapping[str, Any], *, keep: int,
+) -> Checkpoint:  # fmt: skip
     """Write a checkpoint below `prefix`, then remove all but the newest `keep` (and what is half-written)."""
     from safetensors.torch import save_file
 
     key, entries = f"{prefix}/{step:08d}", {}
-    store.delete(f"{key}/{CARD}")            # of another attempt: its files are about to be replaced
+    store.delete(f"{key}/{CARD}")  # of another attempt: its files are about to be replaced
     for name, tensors in files.items():
         with tempfile.TemporaryDirectory(prefix="pv3d-checkpoint-") as folder:
             path = Path(folder, "tensors")
@@ -111,7 +115,7 @@ def save(
 def _prune(store: Storage, prefix: str, keep: int, newest: str) -> None:
     complete = [found.key for found in checkpoints(store, prefix)]
     kept = {newest, *complete[:keep]}
-    keys = sorted(store.list(prefix), key=lambda key: not key.endswith(f"/{CARD}"))      # the card goes first
+    keys = sorted(store.list(prefix), key=lambda key: not key.endswith(f"/{CARD}"))  # the card goes first
     for key in keys:
         if key.rsplit("/", 1)[0] not in kept:
             store.delete(key)
@@ -128,20 +132,20 @@ def checkpoints(store: Storage, prefix: str) -> Iterator[Checkpoint]:
 
 
 def open_checkpoint(store: Storage, key: str) -> Checkpoint:
-    """The checkpoint in folder `key`. Raises ValueError when there is none, or its card is damaged or of another schema."""
+    """The checkpoint in folder `key`. Raises ValueError when there is none, or its card cannot be read."""
     try:
         card = json.loads(store.read(f"{key}/{CARD}"))
     except FileNotFoundError:
         raise ValueError(f"{key} in {store.root} is no checkpoint: it has no {CARD}") from None
     except ValueError:
         raise ValueError(f"{key}/{CARD}: not JSON; the checkpoint is damaged") from None
-    if not isinstance(card, dict) or card.get("schema") != SCHEMA or "files" not in card or "step" not in card:
+    if not isinstance(card, dict) or card.get("schema") != SCHEMA or not {"files", "step"} <= card.keys():
         raise ValueError(f"{key}/{CARD}: not of schema {SCHEMA}; it was written by another version")
     return Checkpoint(store, key, card)
 
 
 def latest(store: Storage, prefix: str) -> Checkpoint | None:
-    """The newest checkpoint below `prefix` whose files are all as written; damaged ones are skipped with a warning."""
+    """The newest checkpoint below `prefix` whose files are all as written; warns of those it skips."""
     for found in checkpoints(store, prefix):
         try:
             found.verify()

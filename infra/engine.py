@@ -1,15 +1,15 @@
-"""One network, its Adam and DeepSpeed, in the one pattern that gives the same result on any number of workers.
+"""One network, its Adam and DeepSpeed, in the pattern that gives the same result on any number of workers.
 
 Several natural ways to train a GAN with DeepSpeed engines are silently wrong. What this file makes sure of:
 
-- The whole loss of a network, gradient penalties included, is computed inside the wrapped module's `forward`, which
-  returns one scalar: an autograd walk through an engine's *output* (a penalty, another network's loss) would start
-  its gradient reduction at the wrong time.
+- The whole loss of a network, gradient penalties included, is computed inside the wrapped module's `forward`,
+  which returns one scalar: an autograd walk through an engine's *output* (a penalty, another network's loss)
+  would start its gradient reduction at the wrong time.
 - One backward per optimiser step. Under ZeRO 1 and 2 a second backward replaces the gradients of the first.
-- Outside of its own update a network is frozen and used as a plain module, so that no other loss leaves gradients.
-- ZeRO 3 is refused: it releases the weights that a gradient penalty needs twice, and re-applies stale gradients to
-  parameters that a phase does not use.
-- DeepSpeed's default gradient clipping is switched off.
+- Outside of its own update a network is frozen and used as a plain module: no other loss leaves gradients.
+- ZeRO 3 is refused: it releases the weights that a gradient penalty needs twice, and re-applies stale
+  gradients to parameters that a phase does not use.
+- DeepSpeed's default gradient clipping (norm 1) is switched off.
 - Adam is torch's own and the shared-memory operator is off, so that no compiler is needed anywhere.
 """
 
@@ -44,15 +44,15 @@ def check_stage(zero: int) -> None:
     """Raise ValueError, with the reason, for a ZeRO stage that GAN training cannot use."""
     if zero == 3:
         raise ValueError(
-            "train.zero: 3 partitions the weights, which the double backward of the R1 penalty needs, and re-applies "
-            "stale gradients to parameters that a phase does not use; choose 0, 1 or 2"
+            "train.zero_stage: 3 partitions the weights, which the double backward of the R1 penalty needs, "
+            "and re-applies stale gradients to parameters that a phase does not use; choose 0, 1 or 2"
         )
     if zero not in ZERO_STAGES:
-        raise ValueError(f"train.zero: {zero} is no ZeRO stage; choose 0, 1 or 2")
+        raise ValueError(f"train.zero_stage: {zero} is no ZeRO stage; choose 0, 1 or 2")
 
 
 def init_deepspeed(device: str = "cpu") -> None:
-    """Import DeepSpeed and join the process group that RANK, WORLD_SIZE and MASTER_ADDR describe (or that exists)."""
+    """Import DeepSpeed and join the process group that exists, or that RANK and its like describe."""
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\.")
@@ -63,7 +63,7 @@ def init_deepspeed(device: str = "cpu") -> None:
         # The operator is built with g++ and ninja when the group starts, with no way around it in the config.
         # `deepspeed.comm.torch` as an attribute is torch itself; the module is only found here.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-        # It sends every weight as bytes, which a weight without dimensions (a noise strength) cannot be viewed as.
+        # It sends weights viewed as bytes, which one without dimensions (a noise strength) cannot be.
         deepspeed.DeepSpeedEngine._broadcast_model = _broadcast
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
@@ -111,7 +111,8 @@ class Engine:
         betas: tuple[float, float],
         eps: float = 1e-8,
     ) -> None:
-        """`videos` per worker and update (DeepSpeed wants it; nothing depends on it). The weights of worker 0 win."""
+        """`videos` per worker and update: DeepSpeed asks, nothing depends on it. The weights of worker 0
+        win."""
         import deepspeed
 
         check_stage(zero)
@@ -135,8 +136,8 @@ class Engine:
     def update(self, loss: Loss, *args: Any, label: str | None = None, **settings: Any) -> Values:
         """One optimiser step on `loss(network, *args, **settings)`, averaged over the workers.
 
-        Returns the terms, averaged over the workers, and `<label or name>/grad_norm`. Raises NonFiniteError, before any
-        weight changes, on every worker.
+        Returns the terms, averaged over the workers, and `<label or name>/grad_norm`. Raises NonFiniteError,
+        before any weight changes, on every worker.
         """
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
@@ -170,7 +171,8 @@ class Engine:
         return norm
 
     def moments(self) -> dict[str, Tensor]:
-        """Adam's state as whole tensors on CPU, `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`, and `step` [1].
+        """Adam's state as whole tensors on CPU: `<parameter>.exp_avg`, `<parameter>.exp_avg_sq` and `step`
+        [1].
 
         A call for all workers at once: under ZeRO 1 and 2 each holds a part.
         """
@@ -195,11 +197,11 @@ class Engine:
         wanted = {f"{name}.{moment}" for name in self._parameters for moment in MOMENTS} | {"step"}
         if wanted != set(state):
             wrong = sorted(wanted ^ set(state))[0]
-            raise ValueError(f"Adam state of {self.name}: {wrong!r} is missing or left over; it is of another model")
+            raise ValueError(f"Adam state of {self.name}: {wrong!r} is missing or left over: another model's")
         if not state["step"]:
             return
-        holders = list(self._parameters.values()) if self.zero == 0 else self._optimizer.single_partition_of_fp32_groups
-        for holder in holders:
+        whole = list(self._parameters.values())
+        for holder in self._optimizer.single_partition_of_fp32_groups if self.zero else whole:
             self._adam.state[holder] = {
                 "step": state["step"][0].clone(), **{m: torch.zeros_like(holder) for m in MOMENTS}
             }  # fmt: skip
@@ -215,7 +217,8 @@ class Engine:
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
-        return self._optimizer if self.zero == 0 else self._optimizer.optimizer
+        adam: torch.optim.Optimizer = self._optimizer.optimizer if self.zero else self._optimizer
+        return adam
 
     def _steps(self) -> int:
         return max((int(s["step"]) for s in self._adam.state.values() if "step" in s), default=0)

@@ -1,4 +1,4 @@
-"""One MLflow run per training, whatever restarts: opened by its stored id, no step logged twice, rank 0 only."""
+"""One MLflow run per training, whatever restarts: opened by its stored id, no step logged twice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from infra.storage import Storage
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000                                 # MLflow's limit of metrics per call
-PARAM_LENGTH = 6000                          # of a parameter's value
-LOGGED_UNTIL = "pv3d.logged_until"           # tag: the last update whose metrics are there
+BATCH = 1000  # MLflow's limit of metrics per call
+PARAM_LENGTH = 6000  # of a parameter's value
+LOGGED_UNTIL = "pv3d.logged_until"  # tag: the last update whose metrics are there
 
 
 class Run:
@@ -24,7 +24,7 @@ class Run:
     def __init__(self, client: Any, run_id: str) -> None:
         self.client, self.id = client, run_id
         tags = client.get_run(run_id).data.tags
-        self._logged_until = int(tags.get(LOGGED_UNTIL, -1))   # before a restart: not to be logged again
+        self._logged_until = int(tags.get(LOGGED_UNTIL, -1))  # before a restart: not to be logged again
         self._waiting: list[Any] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -89,7 +89,7 @@ class Run:
 
 
 def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) -> Run:
-    """The run whose id is in the store under `key`; a new one, remembered there, when there is none (any more)."""
+    """The run whose id is in the store under `key`; a new one, remembered there, when there is none."""
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -110,8 +110,10 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     except MlflowException as error:
         log.warning("MLflow run of %s is not at %s (%s); starting another", key, uri, error.error_code)
     found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_folder(uri))
-    run = client.create_run(experiment_id, run_name=name, tags={"mlflow.source.name": "pv3d", "mlflow.version": mlflow.__version__})
+    folder = artifact_folder(uri)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, folder)
+    tags = {"mlflow.source.name": "pv3d", "mlflow.version": mlflow.__version__}
+    run = client.create_run(experiment_id, run_name=name, tags=tags)
     store.write(key, json.dumps({"run_id": run.info.run_id, "tracking": uri}).encode())
     return Run(client, str(run.info.run_id))
 
@@ -123,7 +125,7 @@ def prepare_folder(uri: str) -> None:
 
 
 def artifact_folder(uri: str) -> str | None:
-    """Where artifacts of an embedded database go: beside it, not into the working folder. None: the server's choice."""
+    """Artifacts of an embedded database lie beside it, not in the working folder. None: a server chooses."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()

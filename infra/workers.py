@@ -1,7 +1,7 @@
-"""Run one function on W workers with Ray Train, quietly: joined in a process group, restarted together when one dies.
+"""Run one function on W workers with Ray Train, quietly: joined in a process group, restarted when one dies.
 
-Ray must be initialised. Results travel through the store: nothing here reports to Ray Train, which would cost a poll
-of its controller each time.
+Ray must be initialised. Results travel through the store: nothing here reports to Ray Train, which would cost
+a poll of its controller each time.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 # Ray Train hands these on from the driver to its controller and its workers.
 QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),   # 2 s unless told: the end would be noticed that late
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",                      # relative paths keep their meaning
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",                # prints appear twice otherwise
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),  # 2 s unless told: the end would be noticed that late
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints appear twice otherwise
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",    # 60 s unless told: little for a busy laptop that imports torch
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s unless told: little for a busy laptop
     "RAY_TRAIN_V2_ENABLED": "1",
 }
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}    # nobody takes our only machine away; it complains at each start
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody takes our only machine; it complains
 
 
 def use_gpus(workers: int, device: str) -> bool:
-    """Whether every worker gets a GPU. `device` is auto, cpu or cuda. Raises ValueError when the cluster has too few."""
+    """Whether every worker gets a GPU. `device` is auto, cpu or cuda. Raises ValueError when the cluster has
+    too few."""
     import ray
 
     have = int(ray.cluster_resources().get("GPU", 0))
     if device == "cuda" and have < workers:
-        raise ValueError(f"train.device: cuda needs {workers} GPUs for {workers} workers, the cluster has {have}; "
-                         "lower train.workers or set train.device=cpu")  # fmt: skip
+        raise ValueError(
+            f"train.device: cuda needs a GPU for each of {workers} workers, the cluster has {have}; "
+            "lower train.workers or set train.device=cpu"
+        )
     return device != "cpu" and have >= workers
 
 
-def run_workers(function: Callable[[Any], None], argument: Any, *, workers: int, gpu: bool, restarts: int) -> Iterator[None]:
-    """Call `function(argument)` on every worker; yields while they run, a few times per second, and ends when all have
-    returned. When a worker dies all are started again, up to `restarts` times.
+def run_workers(
+    function: Callable[[Any], None], argument: Any, *, workers: int, gpu: bool, restarts: int
+) -> Iterator[None]:
+    """Call `function(argument)` on every worker; yields while they run, a few times per second, and ends when
+    all have returned. When a worker dies all are started again, up to `restarts` times.
 
     Raises ValueError or StorageError as the workers do, RuntimeError for anything else of theirs.
     """
@@ -55,13 +60,15 @@ def run_workers(function: Callable[[Any], None], argument: Any, *, workers: int,
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
-            """On one machine without Ray's actor that frees the workers' places when their controller dies: there all
-            end with the driver, and the actor complains every second when Ray has no dashboard."""
+            """On one machine without Ray's actor that frees the workers' places when their controller dies:
+            there all end with the driver, and the actor complains every second when Ray has no dashboard."""
             callbacks: list[Any] = super()._create_default_callbacks()
-            return [c for c in callbacks if not (alone and type(c).__name__ == "PlacementGroupCleanerCallback")]
+            return [
+                c for c in callbacks if not (alone and type(c).__name__ == "PlacementGroupCleanerCallback")
+            ]
 
     cpus = float(ray.cluster_resources().get("CPU", 1))
-    each = {"CPU": min(1.0, cpus / workers)}     # never wait for cores that do not exist
+    each = {"CPU": min(1.0, cpus / workers)}  # never wait for cores that do not exist
     with tempfile.TemporaryDirectory(prefix="pv3d-ray-train-") as folder:
         trainer = Trainer(
             function,
@@ -83,7 +90,7 @@ def run_workers(function: Callable[[Any], None], argument: Any, *, workers: int,
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
                 failed.append(error)
 
-        # Not in the main thread: there Ray Train replaces the handler of Ctrl-C and makes it exit with status 0.
+        # Not in the main thread: there Ray Train takes over Ctrl-C, and makes it exit with status 0.
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
         while thread.is_alive():
@@ -94,7 +101,8 @@ def run_workers(function: Callable[[Any], None], argument: Any, *, workers: int,
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, when it is a user's mistake; otherwise a RuntimeError with the worker's traceback."""
+    """What a worker raised, when it is a user's mistake; otherwise a RuntimeError with the worker's
+    traceback."""
     from infra.storage import StorageError
 
     failures = getattr(error, "worker_failures", {})
@@ -102,7 +110,11 @@ def _cause(error: BaseException) -> BaseException:
         while cause is not None and not isinstance(cause, ValueError | StorageError):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is not None:
-            return type(cause)(str(cause)) if type(cause) in (ValueError, StorageError) else ValueError(str(cause))
+            return (
+                type(cause)(str(cause))
+                if type(cause) in (ValueError, StorageError)
+                else ValueError(str(cause))
+            )
     return RuntimeError(f"training failed on the workers: {error}")
 
 

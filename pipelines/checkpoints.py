@@ -1,9 +1,9 @@
 """Trained networks as the steps after training want them: from a checkpoint of the store, or a folder of one.
 
-    generator_ema.safetensors     what is evaluated, registered and shown
-    generator, image_discriminator, video_discriminator (.safetensors)
-    <network>_adam.safetensors    whole moments, for any number of workers; absent in an imported checkpoint
-    checkpoint.json               "variant": the variant with model and recipe; "step", "samples", "dataset", "seed" ...
+generator_ema.safetensors     what is evaluated, registered and shown
+generator, image_discriminator, video_discriminator (.safetensors)
+<network>_adam.safetensors    whole moments, for any number of workers; absent in an imported checkpoint
+checkpoint.json               "variant": the variant with model and recipe; "step", "samples", "dataset" ...
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EMA = "generator_ema"
 D_IMG = "image_discriminator"
 D_VID = "video_discriminator"
 
-LATEST = "train/latest.json"                 # which training was run last: {"run": its prefix, "run_id": of MLflow}
+LATEST = "train/latest.json"  # which training was run last: {"run": its prefix, "run_id": of MLflow}
 
 
 def adam(name: str) -> str:
@@ -71,8 +71,11 @@ def checkpoint_variant(checkpoint: Checkpoint) -> Variant:
     return from_dict(Variant, checkpoint.card["variant"])
 
 
-def load_generator(store: Storage, checkpoint: str | Path, *, name: str = EMA) -> tuple[Generator, ModelConfig]:
-    """The averaged generator in evaluation mode on CPU, frozen, and its config. `checkpoint` as in `find_checkpoint`."""
+def load_generator(
+    store: Storage, checkpoint: str | Path, *, name: str = EMA
+) -> tuple[Generator, ModelConfig]:
+    """The averaged generator in evaluation mode on CPU, frozen, and its config. `checkpoint` as in
+    `find_checkpoint`."""
     from model.generator import Generator
 
     found = find_checkpoint(store, checkpoint)
@@ -83,7 +86,8 @@ def load_generator(store: Storage, checkpoint: str | Path, *, name: str = EMA) -
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Put `<name>.safetensors` into `network`, every tensor of it. Raises ValueError naming what does not fit."""
+    """Put `<name>.safetensors` into `network`, every tensor of it. Raises ValueError naming what does not
+    fit."""
     try:
         network.load_state_dict(checkpoint.load(name))
     except RuntimeError as error:

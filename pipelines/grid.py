@@ -1,4 +1,5 @@
-"""The sample video of a training: the same people and motions every time, seen from three sides, and their depth."""
+"""The sample video of a training: the same people and motions every time, seen from three sides, and their
+depth."""
 
 from __future__ import annotations
 
@@ -26,21 +27,28 @@ class Grid:
 
 
 @torch.no_grad()
-def grid_frames(generator: Generator, grid: Grid = Grid()) -> Iterator[Picture]:  # noqa: B008 - frozen
-    """Yield uint8 [rows x H, seeds x W, 3] for each frame of the window. The generator must be in evaluation mode."""
+def grid_frames(generator: Generator, grid: Grid = Grid()) -> Iterator[Picture]:
+    """Yield uint8 [rows x H, seeds x W, 3] for each frame of the window. The generator must be in evaluation
+    mode."""
     config = generator.config
     device = next(generator.parameters()).device
     times = window_times(config, min(grid.frames, config.frames_span))
-    z, z_m = (torch.cat(part).to(device) for part in zip(*(latents(config, seed) for seed in grid.seeds), strict=True))
+    z, z_m = (
+        torch.cat(part).to(device)
+        for part in zip(*(latents(config, seed) for seed in grid.seeds), strict=True)
+    )
     views = torch.from_numpy(np.stack([orbit(yaw).encode() for yaw in grid.yaws])).to(device)
     front = views[0].expand(len(grid.seeds), 1, -1)
     ws = generator.map(z, front)
     motion = z_m if config.motion.code == "z_m" else z
     for t in times:
         # Planes do not depend on the camera that renders: made once per frame, seen from every side.
-        planes = generator.planes(ws, motion, torch.full((len(grid.seeds), 1), float(t), device=device), noise_mode="const")
+        planes = generator.planes(
+            ws, motion, torch.full((len(grid.seeds), 1), float(t), device=device), noise_mode="const"
+        )
         seen = [
-            generator.render(planes, ws, view.expand(len(grid.seeds), 1, -1), deterministic=True) for view in views
+            generator.render(planes, ws, view.expand(len(grid.seeds), 1, -1), deterministic=True)
+            for view in views
         ]
         rows = [np.concatenate(list(to_uint8(s.image[:, 0])), axis=1) for s in seen]
         yield np.concatenate([*rows, _depth_row(generator, seen[0].depth)])

@@ -1,7 +1,7 @@
 """Batches for the trainer: real frames from the shards, and the cameras that generated frames take from them.
 
-Everything in a batch is a function of (seed, step, index of the video in the global batch), so that any number of
-workers sees the same batch, and a resumed run the batches that it would have seen.
+Everything in a batch is a function of (seed, step, index of the video in the global batch), so that any
+number of workers sees the same batch, and a resumed run the batches that it would have seen.
 
 Shapes: B videos of this worker, n frames of each (those that D_vid compares), H the side of a frame.
 """
@@ -24,7 +24,7 @@ from model.config import Variant
 from pipelines.train_job import check_dataset
 from stages.shards import Dataset, Sample
 
-AHEAD = 2                                    # batches read before they are asked for
+AHEAD = 2  # batches read before they are asked for
 
 
 class Stream(IntEnum):
@@ -48,7 +48,8 @@ class Batch:
 
 
 class Loader:
-    """Reads batches by range from the shards. Every person is seen equally often, whatever the number of clips."""
+    """Reads batches by range from the shards. Every person is seen equally often, whatever the number of
+    clips."""
 
     def __init__(
         self, dataset: Dataset, variant: Variant, *, seed: int, rank: int = 0, workers: int = 1
@@ -71,8 +72,8 @@ class Loader:
         return Batch(pixels.float() / 127.5 - 1, torch.from_numpy(t), torch.from_numpy(cameras))
 
     def cameras(self, step: int, phase: int) -> tuple[Tensor, Tensor]:
-        """Cameras [B, n, 25] for the generated frames of a phase, and their times [B, n]: of the *global* batch, since
-        videos swap cameras with each other. Drawn afresh from the clips, as official."""
+        """Cameras [B, n, 25] for the generated frames of a phase, and their times [B, n]: of the *global*
+        batch, since videos swap cameras with each other. Drawn afresh from the clips, as official."""
         drawn = [self._cameras(step, phase, video) for video in range(self.batch)]
         cameras, t = (np.stack(part) for part in zip(*drawn, strict=True))
         return torch.from_numpy(cameras), torch.from_numpy(t)
@@ -96,7 +97,9 @@ class Loader:
             finally:
                 closing.set()
 
-    def _video(self, step: int, video: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    def _video(
+        self, step: int, video: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
         random = self._random(Stream.REAL, step, video)
         sample, frames, t = self._window(random, self._person(step * self.batch + video))
         images, cameras = self.dataset.frames(sample, frames.tolist()), self.dataset.cameras(sample)[frames]
@@ -115,7 +118,8 @@ class Loader:
     def _window(
         self, random: np.random.Generator, clips: list[Sample]
     ) -> tuple[Sample, NDArray[np.int64], NDArray[np.float32]]:
-        """A clip of one person, and the indices and times of n of its frames in a random window (model facts 8)."""
+        """A clip of one person, and the indices and times of n of its frames in a random window (model facts
+        8)."""
         sample = clips[random.integers(len(clips))]
         start = random.integers(sample.frame_count - self.span + 1)
         indices = times.frame_indices(random.random(self.frames), self.span)

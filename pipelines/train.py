@@ -1,11 +1,11 @@
-"""Training: `work` is the loop that every worker runs, and reads top to bottom; `train` starts it on Ray and waits.
+"""Training: `work` is the loop that every worker runs, and reads top to bottom; `train` starts it on Ray.
 
-An update is G-main, [G-reg], D-main, [D-reg], EMA (paper A.1). All randomness is a function of (seed, step, video), so
-a run is the same on any number of workers and after any interruption.
+An update is G-main, [G-reg], D-main, [D-reg], EMA (paper A.1). All randomness is a function of (seed, step,
+video), so a run is the same on any number of workers and after any interruption.
 
-In the store, below `train/<run>`: `checkpoints/<step>/` (see infra/checkpoints.py), `samples/<step>.mp4`, `mlflow.json`
-(the id of the MLflow run), `progress.json`. <run> names the variant and a hash of everything that shapes the
-trajectory: other settings start another run, more steps continue the same.
+In the store, below `train/<run>`: `checkpoints/<step>/` (see infra/checkpoints.py), `samples/<step>.mp4`,
+`mlflow.json` (the id of the MLflow run), `progress.json`. <run> names the variant and a hash of everything
+that shapes the trajectory: other settings start another run, more steps continue the same.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 import logging
 import time
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra import checkpoints
+from infra.storage import StorageError
 from pipelines.checkpoints import LATEST, run_id
 from pipelines.progress import Progress
 from pipelines.train_job import Job, check_batch, check_dataset
 
 if TYPE_CHECKING:
-    import torch
-
-    from model import losses
     from pipelines.workflow import Workflow
 
 __all__ = ["plan", "run_id", "train", "work"]
@@ -34,19 +33,15 @@ log = logging.getLogger(__name__)
 
 def work(job: Job) -> None:
     """Train on this worker until `steps` updates are done, from the newest checkpoint on."""
-    import copy
-
     import torch
 
     from infra.allocator import tune_allocator
-    from infra.engine import Engine, NonFiniteError, average_buffers, from_first_worker, init_deepspeed
+    from infra.engine import NonFiniteError, average_buffers, from_first_worker, init_deepspeed
     from infra.workers import rank_and_size
     from model import losses, steps
-    from model.discriminator import ImageDiscriminator, VideoDiscriminator
-    from model.generator import Generator
-    from pipelines.checkpoints import D_IMG, D_VID, EMA, GENERATOR, adam, load_weights
     from pipelines.loader import Loader
     from pipelines.train_log import Recorder
+    from pipelines.train_networks import Networks
     from stages.shards import open_dataset
 
     # --- set up: the same data and the same initial weights on every worker
@@ -58,41 +53,26 @@ def work(job: Job) -> None:
     dataset = open_dataset(store, job.dataset)
     loader = Loader(dataset, job.variant, seed=settings.seed, rank=rank, workers=workers)
     torch.manual_seed(settings.seed)
-    networks = {GENERATOR: Generator(config), D_IMG: ImageDiscriminator(config), D_VID: VideoDiscriminator(config)}
-    wanted = {GENERATOR: True, D_IMG: config.discriminator.image, D_VID: config.discriminator.video}
-    networks = {name: network for name, network in networks.items() if wanted[name]}
-    ema = copy.deepcopy(networks[GENERATOR]).eval().requires_grad_(False)
+    nets = Networks(job.variant, device, bfloat16=settings.precision == "bfloat16")
 
     # --- resume: worker 0 chooses the checkpoint, all load it
     newest = checkpoints.latest(store, job.checkpoints) if rank == 0 else None
     start = from_first_worker(newest.step if newest else 0, device)
     found = checkpoints.open_checkpoint(store, f"{job.checkpoints}/{start:08d}") if start else None
-    if found:
-        for name, network in {**networks, EMA: ema}.items():
-            load_weights(network, found, name)
-    ema.to(device)
-    engines = {}
-    for name, network in networks.items():
-        if settings.precision == "bfloat16":
-            network.use_bf16()
-        engines[name] = Engine(
-            SHORT[name], network.to(device), videos=len(loader.videos), zero=settings.zero_stage,
-            **(steps.generator_adam(recipe) if name == GENERATOR else steps.discriminator_adam(recipe)),
-        )  # fmt: skip
-        if found:
-            engines[name].load_moments(found.load(adam(name)))
-    generator, discriminators = engines[GENERATOR], [e for n, e in engines.items() if n != GENERATOR]
-    d_img, d_vid = networks.get(D_IMG), networks.get(D_VID)
+    nets.start(found, videos=len(loader.videos), zero=settings.zero_stage)
+    g, d_img, d_vid = nets.g, nets.d_img, nets.d_vid
     record = Recorder(job, dataset, rank, start)
 
     def inputs(phase: steps.Phase) -> losses.GeneratorInputs:
         """This worker's videos of what the phase draws for the global batch."""
         cameras, times = loader.cameras(step, steps.PHASES.index(phase))
         random = steps.step_generator(settings.seed, step, phase)
-        drawn = steps.draw_inputs(cameras, config, recipe, samples=samples, generator=random, matched_times=times)
-        mine = steps.rows(drawn, rank, workers)
+        batch = steps.draw_inputs(
+            cameras, config, recipe, samples=samples, generator=random, matched_times=times
+        )
+        mine = steps.rows(batch, rank, workers)
         mine.random = steps.video_generators(settings.seed, step, phase, loader.videos)
-        return _to_device(mine, device)
+        return nets.to_device(mine)
 
     step = start
     try:
@@ -101,70 +81,69 @@ def work(job: Job) -> None:
             samples, phases = step * recipe.batch, steps.phases(step, recipe)
             blur = steps.blur_sigma(samples, recipe)
             resolution = steps.rendering_resolution(samples, recipe, config.rendering.resolution)
-            real = losses.real_sample(*(x.to(device) for x in (batch.images, batch.times, batch.cameras)), resolution)
             record.add({"blur_sigma": blur, "rendering_resolution": resolution})
+            images, times, cameras = (x.to(device) for x in (batch.images, batch.times, batch.cameras))
+            real = losses.real_sample(images, times, cameras, resolution)
 
             # --- G-main; the discriminators are frozen, as every network is outside of its own update
             with record.phase("generator_main"):
-                fakes = inputs("generator_main")
-                record.add(generator.update(losses.generator_main_loss, d_img, d_vid, fakes, recipe, blur_sigma=blur))
+                drawn = inputs("generator_main")
+                record.add(g.update(losses.generator_main_loss, d_img, d_vid, drawn, recipe, blur_sigma=blur))
 
             # --- G-reg, lazily: density
             if "generator_reg" in phases:
                 with record.phase("generator_reg"):
-                    fakes = inputs("generator_reg")
-                    record.add(generator.update(losses.density_regularization, fakes, recipe, label="G_reg"))
+                    drawn = inputs("generator_reg")
+                    record.add(g.update(losses.density_regularization, drawn, recipe, label="G_reg"))
 
             # --- D-main; the only run of the generator that moves its average style
             with record.phase("discriminator_main"):
                 with torch.no_grad():
-                    fake = losses.generate(generator.network, inputs("discriminator_main"), update_w_avg=True)
-                average_buffers([generator.network.backbone.mapping.w_avg])
-                for d in discriminators:
+                    drawn = inputs("discriminator_main")
+                    fake = losses.generate(nets.generator, drawn, update_w_avg=True)
+                average_buffers([nets.generator.backbone.mapping.w_avg])
+                for d in nets.discriminators:
                     with record.logits(d.network, d.name):
-                        record.add(d.update(losses.discriminator_main_loss, fake, real, recipe, blur_sigma=blur))
+                        record.add(
+                            d.update(losses.discriminator_main_loss, fake, real, recipe, blur_sigma=blur)
+                        )
 
             # --- D-reg, lazily: R1, whose double backward stays inside the engine's forward
             if "discriminator_reg" in phases:
                 with record.phase("discriminator_reg"):
-                    for d in discriminators:
-                        record.add(d.update(losses.r1_loss, real, recipe, blur_sigma=blur, label=f"{d.name}_reg"))
+                    for d in nets.discriminators:
+                        label = f"{d.name}_reg"
+                        record.add(d.update(losses.r1_loss, real, recipe, blur_sigma=blur, label=label))
 
             # --- EMA
-            steps.ema_update(ema, generator.network, steps.ema_beta(samples, recipe))
+            steps.ema_update(nets.ema, nets.generator, steps.ema_beta(samples, recipe))
 
             # --- log, sample, checkpoint
             done = step + 1
             record.step(done)
             if done == settings.steps or done % settings.sample_every == 0:
                 with record.phase("sample"):
-                    record.sample(done, ema, dataset.fps)
+                    record.sample(done, nets.ema, dataset.fps)
             if done == settings.steps or done % settings.checkpoint_every == 0:
                 with record.phase("checkpoint"):
-                    moments = {adam(name): engine.moments() for name, engine in engines.items()}  # all workers at once
-                    weights = {name: network.state_dict() for name, network in networks.items()}
-                    record.checkpoint(done, {**weights, EMA: ema.state_dict(), **moments})
+                    record.checkpoint(done, nets.state())
         record.close()
     except NonFiniteError as error:
-        record.stopped(step, error)
+        record.stopped(
+            f"training stopped before update {step + 1}: {error}; the last checkpoint is kept: go on from it "
+            "with a lower learning rate or a higher r1_gamma"
+        )
 
 
-SHORT = {"generator": "G", "image_discriminator": "D_img", "video_discriminator": "D_vid"}
-
-
-def _to_device(inputs: losses.GeneratorInputs, device: torch.device) -> losses.GeneratorInputs:
-    moved = {name: getattr(inputs, name) for name in ("z", "z_m", "times", "cameras", "mapping_cameras")}
-    return replace(inputs, **{name: x if x is None else x.to(device) for name, x in moved.items()})
-
-
-# --- on the driver ------------------------------------------------------------------------------------------------
+# --- on the driver ------------------------------------------------------------------------------------------
 
 
 def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, Any]:
     """Train as `workflow.train` says, on from where it stands; nothing when the steps are done.
 
-    Returns {"run_id" of MLflow, "checkpoint" (key of the store), "steps", "seconds", "sample" (key of the last sample
-    video)}. Raises ValueError when the dataset or the settings do not fit, or when a loss is not finite.
+    Returns {"run_id" of MLflow, "checkpoint" (key of the store), "steps", "seconds", "sample" (key of the
+    last sample video)}. Raises ValueError when the dataset or the settings do not fit, or when a loss is not
+    finite.
     """
     begun = time.monotonic()
     job = plan(workflow)
@@ -172,13 +151,17 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
     if found is None or found.step < job.settings.steps:
         _train_on_ray(job, found.step if found else 0, ray_address)
         found = checkpoints.latest(job.store, job.checkpoints)
-    assert found is not None and found.step >= job.settings.steps, "the workers ended without their last checkpoint"
-    known = str(json.loads(job.store.read(job.tracking_key))["run_id"])
-    job.store.write(LATEST, json.dumps({"run": job.run, "run_id": known}).encode())
+    assert found is not None, "the workers ended without a checkpoint"
+    assert found.step >= job.settings.steps, "the workers ended before their last update"
+    mlflow_run = str(json.loads(job.store.read(job.tracking_key))["run_id"])
+    job.store.write(LATEST, json.dumps({"run": job.run, "run_id": mlflow_run}).encode())
     return {
-        "run_id": known, "checkpoint": found.key, "steps": found.step, "seconds": round(time.monotonic() - begun, 1),
+        "run_id": mlflow_run,
+        "checkpoint": found.key,
+        "steps": found.step,
+        "seconds": round(time.monotonic() - begun, 1),
         "sample": job.sample(found.step),
-    }  # fmt: skip
+    }
 
 
 def plan(workflow: Workflow) -> Job:
@@ -198,12 +181,13 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
 
     cluster.start(ray_address)
     settings, store = job.settings, job.store
-    gpu = use_gpus(settings.workers, settings.device)
-    job = replace(job, gpu=gpu)
+    job = replace(job, gpu=use_gpus(settings.workers, settings.device))
     store.delete(job.stopped)
     store.delete(job.progress)
-    log.info("training %s from update %d to %d on %d workers", job.name, start, settings.steps, settings.workers)
-    ticks = run_workers(_work, {"job": job}, workers=settings.workers, gpu=gpu, restarts=settings.restarts)
+    log.info("training %s: updates %d to %d, %d workers", job.name, start, settings.steps, settings.workers)
+    ticks = run_workers(
+        _work, {"job": job}, workers=settings.workers, gpu=job.gpu, restarts=settings.restarts
+    )
     with Progress(["train"]) as bars:
         bars.expect("train", settings.steps - start)
         for _ in ticks:
@@ -213,18 +197,24 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
                 start = done
             bars.tick()
     if store.exists(job.stopped):
-        stop = json.loads(store.read(job.stopped))
-        raise ValueError(
-            f"training stopped before update {stop['step'] + 1}: {stop['reason']}; the last checkpoint is kept: "
-            "go on from it with a lower learning rate or a higher r1_gamma"
-        )
+        raise ValueError(json.loads(store.read(job.stopped))["reason"])
 
 
 def _work(config: dict[str, Any]) -> None:
-    work(config["job"])
+    """`work`, on a worker of Ray Train, which starts all again when one fails: not after a user's mistake."""
+    job: Job = config["job"]
+    if job.store.exists(job.stopped):
+        return
+    try:
+        work(job)
+    except (ValueError, StorageError) as error:
+        stop = {"reason": str(error), "traceback": traceback.format_exc()}
+        job.store.write(job.stopped, json.dumps(stop).encode())
+        raise
 
 
 def _done(job: Job) -> int:
+    """Updates done, as worker 0 last told."""
     try:
         return int(json.loads(job.store.read(job.progress))["step"])
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""What a training is, before any network exists: its settings, its place in the store, and the checks of both."""
+"""What a training is, before any network exists: its settings, its place in the store, and the checks of
+both."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class Job:
 
     storage: StorageSettings
     settings: TrainSettings
-    dataset: str                             # version
+    dataset: str  # version
     gpu: bool = False
 
     @property
@@ -42,7 +43,12 @@ class Job:
         """The variant, and a hash of everything that shapes the trajectory but its length."""
         variant: dict[str, Any] = to_dict(self.variant)
         del variant["recipe"]["updates"]
-        shape = {"variant": variant, "seed": self.settings.seed, "precision": self.settings.precision, "dataset": self.dataset}
+        shape = {
+            "variant": variant,
+            "seed": self.settings.seed,
+            "precision": self.settings.precision,
+            "dataset": self.dataset,
+        }
         text = json.dumps(shape, sort_keys=True)
         return f"{self.variant.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -71,10 +77,13 @@ class Job:
 
 
 def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:
-    """The clips to train on. Raises ValueError when the dataset does not fit the variant or cannot fill a batch."""
+    """The clips to train on. Raises ValueError when the dataset does not fit the variant or cannot fill a
+    batch."""
     size, span = variant.model.img_resolution, variant.model.frames_span
     if not dataset.samples:
-        raise ValueError(f"the dataset {dataset.version} holds no clip; see `pv3d status` for why each was rejected")
+        raise ValueError(
+            f"the dataset {dataset.version} holds no clip; see `pv3d status` for why each was rejected"
+        )
     if dataset.size != size:
         raise ValueError(
             f"the shards hold frames of {dataset.size} px, {variant.name} makes {size} px; "
@@ -93,15 +102,19 @@ def check_batch(variant: Variant, workers: int) -> None:
     """Raise ValueError unless `workers` can share a batch without changing its minibatch-std groups."""
     batch, d = variant.recipe.batch, variant.model.discriminator
     if batch % workers:
-        raise ValueError(f"train.batch: {batch} videos cannot be shared by {workers} workers; use a multiple of {workers}")
+        raise ValueError(
+            f"train.batch: {batch} videos cannot be shared by {workers} workers; use a multiple of {workers}"
+        )
     for items, group in ((batch * d.frames, d.minibatch_group_image), (batch, d.minibatch_group_video)):
         size = min(group, items)
         if items % size:
-            raise ValueError(f"train.batch: {batch} videos make {items} items for minibatch-std groups of {size}; "
-                             f"use a multiple of {size}")  # fmt: skip
+            raise ValueError(
+                f"train.batch: {batch} videos make {items} items, which minibatch-std groups of {size} do "
+                f"not divide; use a multiple of {size}"
+            )
         if items // size % workers:
             need = -(-workers * size * batch // items)
             raise ValueError(
-                f"train.workers: {workers} workers would split the minibatch-std groups of {size} in a batch of {batch} "
-                f"videos; use {items // size} workers at most, or a train.batch that is a multiple of {need}"
+                f"train.workers: {workers} workers would split the minibatch-std groups of {size} in a batch "
+                f"of {batch} videos; use {items // size} workers at most, or train.batch {need}"
             )

@@ -28,7 +28,6 @@ from model.config import to_dict
 from model.generator import Generator
 from pipelines.checkpoints import LATEST
 from pipelines.grid import grid_frames
-from pipelines.settings import TrainSettings
 from pipelines.train_job import Job
 from stages.shards import Dataset
 from stages.video import write_video
@@ -53,7 +52,7 @@ class Recorder:
         if self.writes:
             self._run = self._pool.submit(_open, job, dataset)
 
-    # --- while updating -------------------------------------------------------------------------------------------
+    # --- while updating ------------------------------------------------------------------------------------
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass `batches` on and measure how long each was waited for."""
@@ -93,7 +92,7 @@ class Recorder:
         gap = {f"{name}/logit_fake": fake, f"{name}/logit_real": real, f"{name}/logit_gap": real - fake}
         self.add(mean_over_workers(gap))
 
-    # --- after an update ------------------------------------------------------------------------------------------
+    # --- after an update -----------------------------------------------------------------------------------
 
     def step(self, done: int) -> None:
         """`done` updates are done: log when it is time to, and tell how far it is."""
@@ -109,11 +108,17 @@ class Recorder:
     def _log(self, done: int) -> None:
         now = time.monotonic()
         values = {name: sum(v) / len(v) for name, v in self._sums.items()}
-        values["videos_per_second"] = (done - self._since_step) * self.job.variant.recipe.batch / (now - self._since)
+        videos = (done - self._since_step) * self.job.variant.recipe.batch
+        values["videos_per_second"] = videos / (now - self._since)
         values["memory/peak_gb"] = _peak_gb(self.job.gpu)
         self._sums.clear()
         self._since, self._since_step = now, done
-        self._send(lambda run: (run.log(done, values), run.flush()))
+
+        def send(run: Run) -> None:
+            run.log(done, values)
+            run.flush()
+
+        self._send(send)
 
     @property
     def _progress_every(self) -> float:
@@ -123,7 +128,13 @@ class Recorder:
         self._told = time.monotonic()
         rate = (done - self.start) / (self._told - self.begun)
         left = (self.settings.steps - done) / rate if rate else None
-        state = {"step": done, "steps": self.settings.steps, "steps_per_second": rate, "eta_s": left, "time": time.time()}
+        state = {
+            "step": done,
+            "steps": self.settings.steps,
+            "steps_per_second": rate,
+            "eta_s": left,
+            "time": time.time(),
+        }
         self.store.write(self.job.progress, json.dumps(state).encode())
 
     def sample(self, done: int, ema: Generator, fps: float) -> None:
@@ -147,11 +158,13 @@ class Recorder:
             return
         job, recipe = self.job, self.job.variant.recipe
         card = {
-            "variant": to_dict(job.variant), "samples": done * recipe.batch, "dataset": job.dataset, "run": job.run,
-            "settings": job.settings.model_dump(mode="json"), "code": importlib.metadata.version("pv3d-pipeline"),
-            "torch": torch.__version__,
+            "variant": to_dict(job.variant), "samples": done * recipe.batch, "dataset": job.dataset,
+            "run": job.run, "settings": job.settings.model_dump(mode="json"), "torch": torch.__version__,
+            "code": importlib.metadata.version("pv3d-pipeline"),
         }  # fmt: skip
-        saved = checkpoints.save(self.store, job.checkpoints, done, files, card, keep=self.settings.keep_checkpoints)
+        saved = checkpoints.save(
+            self.store, job.checkpoints, done, files, card, keep=self.settings.keep_checkpoints
+        )
         text = json.dumps(saved.card, indent=1, sort_keys=True)
 
         def send(run: Run) -> None:
@@ -161,7 +174,7 @@ class Recorder:
 
         self._send(send)
 
-    # --- the end --------------------------------------------------------------------------------------------------
+    # --- the end -------------------------------------------------------------------------------------------
 
     def close(self, status: str = "FINISHED") -> None:
         if self.writes:
@@ -170,45 +183,50 @@ class Recorder:
             for sent in self._sent:
                 sent.result()
 
-    def stopped(self, step: int, error: Exception) -> None:
+    def stopped(self, reason: str) -> None:
         """Leave word for the driver that going on makes no sense."""
         if self.writes:
-            self.store.write(self.job.stopped, json.dumps({"step": step, "reason": str(error)}).encode())
+            self.store.write(self.job.stopped, json.dumps({"reason": reason}).encode())
         self.close("FAILED")
 
     def _send(self, call: Callable[[Run], Any]) -> None:
         run = self._run
         for sent in [f for f in self._sent if f.done()]:
-            sent.result()                                  # raises here what went wrong there
+            sent.result()  # raises here what went wrong there
             self._sent.remove(sent)
         self._sent.append(self._pool.submit(lambda: call(run.result())))
 
 
 def _open(job: Job, dataset: Dataset) -> Run:
-    run = open_run(job.store, job.tracking_key, uri=job.storage.tracking, experiment=job.settings.experiment, name=job.name)
-    variant = to_dict(job.variant)
-    settings: TrainSettings = job.settings
-    run.params({**_flat("model", variant["model"]), **_flat("recipe", variant["recipe"]),
-                **_flat("train", settings.model_dump(mode="json")), "storage.root": job.storage.root})  # fmt: skip
+    settings, root = job.settings, job.storage.root
+    uri, experiment = job.storage.tracking, settings.experiment
+    run = open_run(job.store, job.tracking_key, uri=uri, experiment=experiment, name=job.name)
+    params = {"model": to_dict(job.variant.model), "recipe": to_dict(job.variant.recipe)}
+    run.params(_flat("", {**params, "train": settings.model_dump(mode="json"), "storage": {"root": root}}))
     run.tags({"pv3d.run": job.run})
-    profile = {"clips": len(dataset.samples), "people": len({s.identity for s in dataset.samples}),
-               "frames": sum(s.frame_count for s in dataset.samples), "size": dataset.size, "fps": dataset.fps}  # fmt: skip
-    run.dataset(name="shards", digest=dataset.version, source=f"{job.storage.root}/dataset/{dataset.version}.json",
-                profile=profile)  # fmt: skip
-    text = json.dumps({"version": dataset.version, "manifests": dataset.manifests, **profile}, indent=1)
-    run.text(text, f"dataset/{dataset.version}.json")
+    profile = {
+        "clips": len(dataset.samples), "people": len({s.identity for s in dataset.samples}),
+        "frames": sum(s.frame_count for s in dataset.samples), "size": dataset.size, "fps": dataset.fps,
+    }  # fmt: skip
+    key = f"dataset/{dataset.version}.json"
+    run.dataset(name="shards", digest=dataset.version, source=f"{root}/{key}", profile=profile)
+    run.text(
+        json.dumps({"version": dataset.version, "manifests": dataset.manifests, **profile}, indent=1), key
+    )
     return run
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(_flat(f"{prefix}.{name}", value) if isinstance(value, dict) else {f"{prefix}.{name}": value})
+        dotted = f"{prefix}{name}"
+        flat.update(_flat(f"{dotted}.", value) if isinstance(value, dict) else {dotted: value})
     return flat
 
 
 def _peak_gb(gpu: bool) -> float:
     if gpu:
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024        # macOS counts bytes, Linux kilobytes
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -19,19 +19,23 @@ BATCH, STEPS, SAVE_AT = 4, 6, 3
 
 
 def run_workers(world: int, *tasks: dict[str, Any]) -> str:
-    """Run the tasks one after the other on `world` processes, with no compiler on the PATH. Returns what they print."""
+    """Run the tasks one after the other on `world` processes, with no compiler on the PATH. Returns what they
+    print."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     tools = ("g++", "gcc", "cc", "clang", "ninja")
-    path = [p for p in os.environ["PATH"].split(os.pathsep) if not any(Path(p, tool).exists() for tool in tools)]
+    path = [
+        p for p in os.environ["PATH"].split(os.pathsep) if not any(Path(p, tool).exists() for tool in tools)
+    ]
     common = {
         **os.environ, "PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, json.dumps(tasks)], env={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
+            [sys.executable, __file__, json.dumps(tasks)],
+            env={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for r in range(world)
@@ -87,7 +91,9 @@ def test_adam_state_moves_to_another_number_of_workers_and_stage(results: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1])
-@pytest.mark.parametrize(("fault", "message"), [("loss", "d/real is nan"), ("gradient", "the gradient of d is not finite")])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("loss", "d/real is nan"), ("gradient", "the gradient of d is not finite")]
+)
 def test_stops_on_every_worker_before_the_update_when_not_finite(
     results: Path, zero: int, fault: str, message: str
 ) -> None:
@@ -99,7 +105,7 @@ def test_stops_on_every_worker_before_the_update_when_not_finite(
 def test_refuses_zero_3_with_the_reason() -> None:
     from infra.engine import check_stage
 
-    with pytest.raises(ValueError, match="double backward of the R1 penalty.*choose 0, 1 or 2"):
+    with pytest.raises(ValueError, match=r"double backward of the R1 penalty.*choose 0, 1 or 2"):
         check_stage(3)
     with pytest.raises(ValueError, match="7 is no ZeRO stage"):
         check_stage(7)
@@ -118,8 +124,12 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.manual_seed(0)
-    g = nn.ModuleDict({"body": nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 64)), "reg": nn.Linear(8, 1)})
-    d = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 6, 3), nn.Softplus(), nn.Flatten(), nn.Linear(216, 1))
+    g = nn.ModuleDict(
+        {"body": nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 64)), "reg": nn.Linear(8, 1)}
+    )
+    d = nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 6, 3), nn.Softplus(), nn.Flatten(), nn.Linear(216, 1)
+    )
     start = 0
     if load:
         tensors = load_file(load)
@@ -131,7 +141,10 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
         """Plain torch; a parameter without a gradient is stepped with zero, as every ZeRO stage does."""
 
         def __init__(self, network: nn.Module) -> None:
-            self.network, self.adam = network, torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.0, 0.99))
+            self.network, self.adam = (
+                network,
+                torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.0, 0.99)),
+            )
 
         def update(self, loss):  # type: ignore[no-untyped-def]
             for p in self.network.parameters():
@@ -147,11 +160,16 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
         eng_g, eng_d = Engine("g", g, **adam), Engine("d", d, **adam)
         if load:
             for name, engine in (("adam_g/", eng_g), ("adam_d/", eng_d)):
-                engine.load_moments({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+                engine.load_moments(
+                    {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+                )
 
     for step in range(start, STEPS if not save else SAVE_AT):
         random = torch.Generator().manual_seed(step)
-        z, real = torch.randn(BATCH, 8, generator=random)[rank::world], torch.randn(BATCH, 64, generator=random)[rank::world]
+        z, real = (
+            torch.randn(BATCH, 8, generator=random)[rank::world],
+            torch.randn(BATCH, 64, generator=random)[rank::world],
+        )
 
         def g_main(network: nn.Module, z: torch.Tensor = z):  # type: ignore[no-untyped-def]
             return {"g/main": F.softplus(-d(network["body"](z))).mean()}
@@ -159,7 +177,7 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
         def g_reg(network: nn.Module, z: torch.Tensor = z):  # type: ignore[no-untyped-def]
             return {"g/reg": network["reg"](z).abs().mean()}
 
-        def d_main(network: nn.Module, z: torch.Tensor = z, real: torch.Tensor = real):  # type: ignore[no-untyped-def]
+        def d_main(network: nn.Module, z: torch.Tensor = z, real: torch.Tensor = real, step: int = step):  # type: ignore[no-untyped-def]
             with torch.no_grad():
                 fake = g["body"](z)
             logits = network(real)
@@ -188,13 +206,20 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
             return
 
     if save:
-        moments = {f"adam_{n}/{k}": v for n, e in (("g", eng_g), ("d", eng_d)) for k, v in e.moments().items()}
+        moments = {
+            f"adam_{n}/{k}": v for n, e in (("g", eng_g), ("d", eng_d)) for k, v in e.moments().items()
+        }
         if rank == 0:
             state = {f"{n}/{k}": v for n, m in (("g", g), ("d", d)) for k, v in m.state_dict().items()}
             save_file({**{k: v.clone() for k, v in state.items()}, **moments}, save)
     if rank == 0:
-        tensors = {f"{n}.{k}": v.flatten().tolist() for n, m in (("g", g), ("d", d)) for k, v in m.state_dict().items()}
+        tensors = {
+            f"{n}.{k}": v.flatten().tolist()
+            for n, m in (("g", g), ("d", d))
+            for k, v in m.state_dict().items()
+        }
         Path(out).write_text(json.dumps({"weights": tensors}))
+
 
 if __name__ == "__main__":
     for given in json.loads(sys.argv[1]):

@@ -1,0 +1,84 @@
+"""The networks of a training with their engines, on one worker: built, resumed and saved together."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infra.checkpoints import Checkpoint
+from infra.engine import Engine
+from model import steps
+from model.config import Variant
+from model.discriminator import ImageDiscriminator, VideoDiscriminator
+from model.generator import Generator
+from model.losses import GeneratorInputs
+from pipelines.checkpoints import D_IMG, D_VID, EMA, GENERATOR, adam, load_weights
+
+LOGGED = {GENERATOR: "G", D_IMG: "D_img", D_VID: "D_vid"}  # how metrics call them
+
+
+class Networks:
+    """Generator, its average, and the discriminators that the config asks for. `start` makes the engines."""
+
+    g: Engine
+    discriminators: list[Engine]
+
+    def __init__(self, variant: Variant, device: torch.device, *, bfloat16: bool = False) -> None:
+        """Fresh weights from torch's global random state."""
+        config = variant.model
+        self.variant, self.device = variant, device
+        self.generator = Generator(config)
+        self.d_img = ImageDiscriminator(config) if config.discriminator.image else None
+        self.d_vid = VideoDiscriminator(config) if config.discriminator.video else None
+        self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        for network in (self.generator, self.d_img, self.d_vid) if bfloat16 else ():
+            if network is not None:
+                network.use_bf16()
+
+    def trained(self) -> dict[str, nn.Module]:
+        """By the name of their file."""
+        named = {GENERATOR: self.generator, D_IMG: self.d_img, D_VID: self.d_vid}
+        return {name: network for name, network in named.items() if network is not None}
+
+    def start(self, found: Checkpoint | None, *, videos: int, zero: int) -> None:
+        """Make the engines, with the weights and moments of a checkpoint when there is one.
+
+        `videos` per worker. All workers call it, with the same checkpoint.
+        """
+        for name, network in {**self.trained(), EMA: self.ema}.items():
+            if found:
+                load_weights(network, found, name)
+            network.to(self.device)
+        engines = {name: self._engine(name, videos, zero) for name in self.trained()}
+        for name, engine in engines.items():
+            if found and adam(name) in found:
+                engine.load_moments(found.load(adam(name)))
+        self.g = engines.pop(GENERATOR)
+        self.discriminators = list(engines.values())
+        self._engines = {GENERATOR: self.g, **engines}
+
+    def _engine(self, name: str, videos: int, zero: int) -> Engine:
+        settings = steps.generator_adam if name == GENERATOR else steps.discriminator_adam
+        adam_settings: dict[str, Any] = settings(self.variant.recipe)
+        return Engine(LOGGED[name], self.trained()[name], videos=videos, zero=zero, **adam_settings)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: weights, average and Adam's moments, by file. All workers call it."""
+        weights = {name: network.state_dict() for name, network in self.trained().items()}
+        moments = {adam(name): engine.moments() for name, engine in self._engines.items()}
+        return {**weights, EMA: self.ema.state_dict(), **moments}
+
+    def to_device(self, inputs: GeneratorInputs) -> GeneratorInputs:
+        mapping = inputs.mapping_cameras
+        return replace(
+            inputs,
+            z=inputs.z.to(self.device),
+            z_m=inputs.z_m.to(self.device),
+            times=inputs.times.to(self.device),
+            cameras=inputs.cameras.to(self.device),
+            mapping_cameras=None if mapping is None else mapping.to(self.device),
+        )
