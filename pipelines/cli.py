@@ -148,16 +148,21 @@ def report(workflow: Any) -> Answer:
 @click.option("--frames", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--yaw", default=0.0, show_default=True, help="Degrees that the camera swings to either side.")
+@click.option("--psi", default=1.0, show_default=True, help="Truncation: below 1 the faces are more alike.")
 @click.option(
     "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
     default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.",
 )  # fmt: skip
 @answers
-def generate(model: str, seeds: str, frames: int, out: Path, yaw: float, tracking: str) -> Answer:
+def generate(
+    model: str, seeds: str, frames: int, out: Path, yaw: float, psi: float, tracking: str
+) -> Answer:
     """Load a registered model and write one mp4 per seed."""
     from pipelines.generate import generate as write_videos
 
-    files = write_videos(model, seeds=_seeds(seeds), frames=frames, out=out, yaw_deg=yaw, tracking=tracking)
+    files = write_videos(
+        model, seeds=_seeds(seeds), frames=frames, out=out, yaw_deg=yaw, psi=psi, tracking=tracking
+    )
     names = [str(path) for path in files]
     return {"files": names}, "\n".join(names)
 

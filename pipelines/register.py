@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import logging
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CODE_FILE = Path(__file__).with_name("pyfunc_model.py")
+DISTRIBUTION = "pv3d-pipeline"
 TAG_LENGTH = 5000
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 
@@ -189,8 +189,16 @@ def copy_code(folder: Path) -> Path:
             r"^(\s*)(from|import) model(?=[.\s])", rf"\1\2 {package.name}", text, flags=re.MULTILINE
         )
         (package / path.name).write_text(renamed, encoding="utf-8")
-    shutil.copy(Path(__file__).parents[1] / "LICENSE", package / "LICENSE")
+    (package / "LICENSE").write_text(_licence(), encoding="utf-8")
     return package
+
+
+def _licence() -> str:
+    """The text, from the checkout or from what was installed."""
+    beside = Path(__file__).parents[1] / "LICENSE"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    return importlib.metadata.distribution(DISTRIBUTION).read_text("licenses/LICENSE") or ""
 
 
 def code_version() -> str:
@@ -199,7 +207,7 @@ def code_version() -> str:
     sha = hashlib.sha256()
     for path in [*_code_files(), CODE_FILE]:
         sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{importlib.metadata.version('pv3d-pipeline')}+{sha.hexdigest()[:12]}"
+    return f"{importlib.metadata.version(DISTRIBUTION)}+{sha.hexdigest()[:12]}"
 
 
 def _code_files() -> list[Path]:

@@ -2,7 +2,8 @@
 
 A metric is a file with a function `compute(evaluation) -> {name: Value}`; `workflow.yaml` names the file by
 its import path. It never puts a number under a name whose weights or definition it does not have: it answers
-`not_computed(reason)` instead.
+`not_computed(reason)` instead. Two optional constants of the file are read beforehand: `WEIGHTS`, the weight
+files that it can use, and `BACKENDS`, the fields of `Evaluation` that name the models it runs.
 
 Light on purpose (numpy only); a metric imports what it needs inside its functions.
 """

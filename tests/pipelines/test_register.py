@@ -170,3 +170,7 @@ def test_the_copied_code_imports_nothing_by_the_projects_names(tmp_path: Path) -
             if line.strip().startswith(("from model", "import model", "from stages", "from infra"))
         ]
         assert not bad, f"{path.name}: {bad}"
+
+
+def test_the_licence_travels_with_the_code(tmp_path: Path) -> None:
+    assert "Apache License" in (copy_code(tmp_path) / "LICENSE").read_text()
