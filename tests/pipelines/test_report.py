@@ -206,3 +206,37 @@ def test_true_cameras_of_the_demo_give_an_error_table(workflow: Workflow) -> Non
     rows = pose_rows(store, [clip, dataclasses.replace(clip, video="elsewhere")])
     assert [row["id"] for row in rows] == ["c", "mean"]
     assert {rows[0][angle] for angle in ("yaw", "pitch", "roll")} == {"0.00"}
+
+
+def test_training_curves_the_last_sample_and_the_registered_version_are_shown(workflow: Workflow) -> None:
+    torch = pytest.importorskip("torch")
+    from infra.checkpoints import save
+    from infra.tracking import open_run
+    from model.config import tiny, to_dict
+    from model.generator import Generator
+    from pipelines.checkpoints import EMA
+    from pipelines.evaluate import training
+    from pipelines.register import register
+    from stages.shards import commit_dataset
+
+    store = workflow.store()
+    commit_dataset(store, [])
+    job = training(workflow)
+    torch.manual_seed(0)
+    weights = Generator(tiny().model).state_dict()
+    save(store, job.checkpoints, 24, {EMA: weights}, {"variant": to_dict(tiny())}, keep=1)
+    run = open_run(store, job.tracking_key, uri=workflow.storage.tracking, experiment="t", name="t")
+    for step in (1, 2, 3):
+        run.log(step, {"G/img": 1 / step, "time/data_wait": 0.1, "eval/chamfer": 2.0})
+    run.close()
+    write_video(store.path(job.sample(24)), np.zeros((4, 64, 64, 3), np.uint8), 25.0)
+    register(workflow)
+
+    shown = page(workflow)
+    assert "24 of 24 updates" in shown.text
+    assert "G/img" in shown.text
+    assert "last 0.3333" in shown.text
+    assert "1 more curves" in shown.text  # time/data_wait; figures of the evaluation are no curves
+    assert sum(link.startswith("data:video/mp4;base64,") for link in shown.links) == 1
+    assert "pv3d version 1" in shown.text
+    assert "pv3d generate models:/pv3d@candidate" in shown.text
