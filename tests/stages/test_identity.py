@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
 from typing import ClassVar
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import skimage.data
@@ -82,6 +84,7 @@ def test_one_frame_is_one_person() -> None:
 
 
 def clip_of(store: Storage, pictures: list[np.ndarray], landmarks: np.ndarray) -> Clip:
+    """A cut and followed clip with aligned frames in the store."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for index, picture in enumerate(pictures):
@@ -115,3 +118,22 @@ def test_embeds_every_second_aligned_frame(store: Storage) -> None:
         assert float(vector @ direct) > 0.99
     (kept,) = VerifyIdentity().process(out)
     assert isinstance(kept, Clip)
+
+
+def test_a_splice_of_the_two_demo_people_is_dropped(store: Storage) -> None:
+    pytest.importorskip("dlib")
+    grace = cv2.imread(str(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")))
+    grace = np.ascontiguousarray(grace[:512, :, ::-1])
+    faces = backends.load("stages.backends.dlib:DlibFaces")
+    stage = EmbedFaces(every=1)
+    stage.setup(store)
+    # How many frames of each; two noisy frames may stay.
+    for counts, kept in [((0, 5), True), ((3, 3), False), ((2, 4), True)]:
+        pictures, points = [], []
+        for picture, count in zip((grace, skimage.data.astronaut()), counts, strict=True):
+            found = faces.landmarks(picture, faces.detect(picture)[0].box)
+            pictures += [picture] * count
+            points += [found] * count
+        (embedded,) = stage.process(clip_of(store, pictures, np.stack(points)))
+        (out,) = VerifyIdentity().process(embedded)
+        assert isinstance(out, Clip) == kept, counts
