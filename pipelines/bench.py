@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import platform
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.document import did_you_mean
+
+log = logging.getLogger(__name__)
 
 # name -> function that takes keyword arguments and returns {"figures": {name: number}, ...} or the figures
 BENCHES = {
@@ -39,6 +42,8 @@ def run_bench(name: str, data: str | None, options: Sequence[str]) -> tuple[dict
         os.environ["PV3D_WEIGHTS"] = str(Path(data, "weights").absolute())
         if "data" in known:
             arguments["data"] = Path(data).absolute()
+    if "progress" in known:
+        arguments["progress"] = log.info
     found = measure(**arguments)
     figures = found.get("figures", found)
     lines = [f"{key:<32} {value:.6g}" for key, value in figures.items()]
@@ -74,13 +79,19 @@ def _number(text: str) -> Any:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
+    found: dict[str, Any] = {
         "system": platform.system(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(memory, 1),
         "python": platform.python_version(),
     }
+    torch = sys.modules.get("torch")  # a bench that needs none does not load it for this
+    if torch is not None:
+        found["torch"] = torch.__version__
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def _processor() -> str:
