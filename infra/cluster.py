@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 _ANSWER_SECONDS = 15.0
+_OBJECTS = 1 << 30  # bytes: only clips travel, and Ray would take a third of the memory
 
 
 def start(address: str | None = None, *, cpus: int | None = None, log_to_driver: bool = True) -> None:
@@ -27,7 +28,9 @@ def start(address: str | None = None, *, cpus: int | None = None, log_to_driver:
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     common: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "WARNING"}
     if where == "local":
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECTS, **common
+        )  # fmt: skip
         return
     check_address(where)
     try:
