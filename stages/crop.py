@@ -218,13 +218,13 @@ class AlignCrop(Stage):
         source_px = self.size / zoom.max()
         if source_px < self.min_source_px:
             raise Drop(
-                "face too small", f"the square is {source_px:.0f} px wide, {self.min_source_px:g} are needed"
+                "face too small", f"the square is {source_px:.1f} px wide, {self.min_source_px:g} are needed"
             )
         padded = float(padded_fraction(transforms, self.size, clip.width, clip.height).max())
         if padded > self.max_padded:
             raise Drop(
                 "face partly outside the frame",
-                f"{padded:.0%} of a square would be made up, {self.max_padded:.0%} are allowed",
+                f"{padded:.1%} of a square would be made up, {self.max_padded:.0%} are allowed",
             )
         return padded
 
