@@ -7,12 +7,14 @@ Shapes: B videos, T frames of each (T = n of D_vid in training), H the side of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from model import fast, ops
 from model.config import Recipe
@@ -122,13 +124,50 @@ def generator_main_loss(
 ) -> dict[str, Tensor]:
     """L_img and L_vid of the generator (Eq. 7), weighted: {"G/img", "G/vid"}; their sum is the loss. Freeze
     both discriminators first (`steps.frozen`): their weight gradients would be thrown away."""
-    fake = blurred(generate(generator, inputs), blur_sigma, raw=False)
+    fake = generate(generator, inputs)
+
+    def seen(image: Tensor, raw: Tensor) -> Sample:
+        return blurred(fake._replace(image=image, image_raw=raw), blur_sigma, raw=False)
+
     terms = {}
     if d_img is not None:
-        terms["G/img"] = recipe.lambda_img * non_saturating(image_logits(d_img, fake))
+        img = linearised(lambda *x: non_saturating(image_logits(d_img, seen(*x))), fake.image, fake.image_raw)
+        terms["G/img"] = recipe.lambda_img * img
     if d_vid is not None:
-        terms["G/vid"] = recipe.lambda_vid * non_saturating(video_logits(d_vid, fake))
+        vid = linearised(lambda *x: non_saturating(video_logits(d_vid, seen(*x))), fake.image, fake.image_raw)
+        terms["G/vid"] = recipe.lambda_vid * vid
     return terms
+
+
+def linearised(term: Callable[[Tensor, Tensor], Tensor], image: Tensor, raw: Tensor) -> Tensor:
+    """term(image, raw), its gradient by both taken at once, so that its graph is gone before the next term's
+    is built: two discriminators never lie in memory together. Value and first derivative are those of the
+    term."""
+    if not (torch.is_grad_enabled() and image.requires_grad):
+        return term(image, raw)
+    leaves = [x.detach().requires_grad_() for x in (image, raw)]
+    value = term(leaves[0], leaves[1])
+    with fast.no_weight_gradients():
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    result: Tensor = _Linear.apply(value.detach(), image, raw, *gradients)
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    """A number whose gradients by two tensors are known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, image: Tensor, raw: Tensor, g_image: Tensor | None, g_raw: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(g_image, g_raw)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        g_image, g_raw = (None if g is None else g * grads[0] for g in ctx.saved_tensors)
+        return None, g_image, g_raw, None, None
 
 
 def density_points(inputs: GeneratorInputs, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -262,6 +262,15 @@ def test_a_wrong_input_is_named(bad):
         net(z, z_m, times, c, **extra)
 
 
+def test_the_generator_loss_leaves_no_gradient_in_the_discriminators():
+    config = small()
+    net, d_img, d_vid = Generator(config), ImageDiscriminator(config), VideoDiscriminator(config)
+    given = losses.GeneratorInputs(**dict(zip(("z", "z_m", "times", "cameras"), inputs(config), strict=True)))
+    sum(losses.generator_main_loss(net, d_img, d_vid, given, Recipe()).values()).backward()
+    assert net.decoder.net[0].weight.grad.norm() > 0
+    assert all(p.grad is None for d in (d_img, d_vid) for p in d.parameters())
+
+
 def test_discriminators_refuse_wrong_shapes():
     config = small()
     sample = real(config)
@@ -299,6 +308,7 @@ def test_gradients_of_all_phases_equal_the_plain_formulation_in_double():
             "G/density"
         ].backward()
         for network in (d_img, d_vid):
+            network.zero_grad()  # the generator's loss leaves none behind in ours
             sum(losses.discriminator_main_loss(network, None, sample, Recipe()).values()).backward()
             sum(losses.r1_loss(network, sample, Recipe()).values()).backward()
         return {
