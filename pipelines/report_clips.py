@@ -80,7 +80,7 @@ def _collect(
 ) -> None:
     """Count what the stage did not pass on; hold the first few clips of each reason."""
     ended: list[tuple[Ref, str, str, str]] = []
-    if record.state != "ok":
+    if not record.outputs:  # else its rejected pieces tell the same
         ended.append((ref, record.state, record.reason, record.detail))
     for number, out in enumerate(record.outputs):
         if out.state != "ok":

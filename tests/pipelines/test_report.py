@@ -41,6 +41,9 @@ class Cut(Stage):
         with resolve(self.store, clip.video) as path:
             info = probe(path)
         times = np.arange(info.frame_count) / info.fps
+        if "frozen" in clip.source:
+            yield Rejected(clip.copy(id=clip.id + "_0", fps=info.fps, frame_times_s=times), "frozen", "stands")
+            return
         yield clip.copy(id=clip.id + "_0", fps=info.fps, frame_times_s=times[:25])
         if len(times) > 25:
             rest = clip.copy(id=clip.id + "_1", fps=info.fps, frame_times_s=times[25:])
@@ -99,7 +102,7 @@ def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
     (tmp_path / "code" / "report_test_stages.py").write_text(STAGES)
     monkeypatch.syspath_prepend(tmp_path / "code")
     rng = np.random.default_rng(0)
-    for name, frames in (("a-1", 25), ("a-2", 40), ("b-1", 25), ("b-unwanted", 25)):
+    for name, frames in (("a-1", 25), ("a-2", 40), ("b-1", 25), ("b-unwanted", 25), ("c-frozen", 25)):
         pictures = np.cumsum(rng.integers(0, 2, (frames, 64, 96, 3)), axis=0).astype(np.uint8) * 3
         write_video(tmp_path / "videos" / f"{name}.mp4", pictures, 25.0)
     (tmp_path / "videos" / "no <script>alert(1) video.mp4").write_text("not a video")
