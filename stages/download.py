@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from infra.storage import StorageError
 from stages import ytdlp
 from stages.base import Drop, Rejected, Resources
 from stages.clip import Clip
@@ -92,9 +93,12 @@ class Download(WebStage):
             if getattr(drop, "state", "rejected") == "rejected":
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        index = [*index, *(self._keep(place, got) for got in fetched)]
-        record = {"source": source, "files": [asdict(held) for held in index]}
-        self._store.write(f"{place}/index.json", json.dumps(record, indent=1).encode())
+        try:
+            index = [*index, *(self._keep(place, got) for got in fetched)]
+            record = {"source": source, "files": [asdict(held) for held in index]}
+            self._store.write(f"{place}/index.json", json.dumps(record, indent=1).encode())
+        except OSError as error:
+            raise StorageError(f"cannot keep {place} in the store ({error.strerror or error})") from None
         shutil.rmtree(folder, ignore_errors=True)
         return index
 
@@ -111,8 +115,10 @@ class Download(WebStage):
         """Download and look at what came. Raises OSError for what is no sound video, to be tried again."""
         ffmpeg = ytdlp.find_ffmpeg() if sections and not self._options.proxy.startswith("socks") else ""
         got = ytdlp.fetch(url, self._options, folder, sections, ffmpeg)
-        if not all(file.section is None or reaches(file.path, file.section) for file in got):
-            # The site cannot seek, or the stream has other times than it says.
+        whole = any(file.section is None for file in got)
+        came = {file.section for file in got if file.section is not None and reaches(file.path, file.section)}
+        if not whole and not came.issuperset(sections):
+            # The site cannot seek, or the stream has other times than it says, or ends before.
             _remove(got)
             got = ytdlp.fetch(url, self._options, folder)
         for file in got:

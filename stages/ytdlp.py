@@ -158,8 +158,9 @@ def fetch(
 
 
 def _ranges(sections: Sequence[Section], duration: float | None) -> list[dict[str, Any]]:
-    """yt-dlp's form of the sections; everything at once when they are most of the video."""
-    if duration and sum(end - start for start, end in sections) > 0.5 * duration:
+    """yt-dlp's form of the sections; everything at once when they are most of the video, or beyond it."""
+    wanted = sum(end - start for start, end in sections)
+    if duration and (wanted > 0.5 * duration or sections[-1][0] >= duration):
         return [{}]
     return [{"start_time": start, "end_time": end, "index": n} for n, (start, end) in enumerate(sections)]
 

@@ -373,6 +373,20 @@ def test_a_part_that_runs_beyond_the_end_is_still_a_section(server, stage, store
         assert frame_times(path)[-1] == pytest.approx((COUNT - 1) / FPS, abs=0.05)
 
 
+@needs_ffmpeg
+def test_a_part_beyond_the_end_brings_the_whole_video_for_the_cut_to_judge(server, stage):
+    spans = {"start_s": 2.0, "end_s": 4.0}, {"start_s": 70.0, "end_s": 75.0}
+    assert one(stage(attempts=1), server.url("ok"), *spans).video.endswith("/whole.mp4")
+
+
+@needs_ffmpeg
+def test_a_site_that_cannot_seek_gives_the_whole_video(server, stage, monkeypatch):
+    from stages import download
+
+    monkeypatch.setattr(download, "reaches", lambda path, section: False)
+    assert one(stage(), server.url("ok"), {"start_s": 7.0, "end_s": 9.0}).video.endswith("/whole.mp4")
+
+
 def test_without_ffmpeg_the_whole_video_comes(server, stage, monkeypatch):
     monkeypatch.setattr(ytdlp, "find_ffmpeg", lambda: "")
     assert one(stage(), server.url("ok"), {"start_s": 7.0, "end_s": 9.0}).video.endswith("/whole.mp4")
@@ -462,6 +476,16 @@ def test_a_bug_of_ours_stops_the_run_and_one_of_an_extractor_does_not(server, st
     monkeypatch.setitem(theirs, "urllib", None)
     with pytest.raises(Unreachable, match="unknown error"):
         one(stage(attempts=1), server.url("ok"))
+
+
+def test_a_store_that_is_full_stops_the_run(server, stage, store, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    made = stage()
+    monkeypatch.setattr(store, "upload", full)
+    with pytest.raises(StorageError, match="No space left"):
+        one(made, server.url("ok"))
 
 
 def test_a_format_that_no_video_has_stops_the_run(server, stage):
