@@ -42,7 +42,8 @@ class Cut(Stage):
             info = probe(path)
         times = np.arange(info.frame_count) / info.fps
         if "frozen" in clip.source:
-            yield Rejected(clip.copy(id=clip.id + "_0", fps=info.fps, frame_times_s=times), "frozen", "stands")
+            piece = clip.copy(id=clip.id + "_0", fps=info.fps, frame_times_s=times)
+            yield Rejected(piece, "frozen", "stands")
             return
         yield clip.copy(id=clip.id + "_0", fps=info.fps, frame_times_s=times[:25])
         if len(times) > 25:
@@ -141,7 +142,8 @@ def test_stages_reasons_figures_and_pictures_are_shown(workflow: Workflow) -> No
     ):
         assert words in shown.text, words
     pictures = [link for link in shown.links if link.startswith("data:image/webp;base64,")]
-    assert len(pictures) == 3 + 2  # kept clips, and the rejected ones that can be decoded
+    assert len(pictures) == 3 + 3  # kept clips, and the rejected ones that can be decoded
+    assert "frozen · Cut · 1 clip rejected" in shown.text
     assert shown.text.count("median") == 5  # yaw, pitch, roll, face, length
 
 
