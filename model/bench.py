@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import camera, losses, reference, steps
-from model.config import Recipe, Variant, variant
+from model.config import Recipe, Variant
+from model.config import variant as named_variant
 from model.losses import GeneratorInputs, Sample
 
 Side = Literal["ours", "reference", "reference_same_allocator", "ours_bf16"]
@@ -162,7 +163,7 @@ def worker(
     name: str, side: Side, phase: str, device: str, videos: int, calls: int, convolutions: bool
 ) -> dict[str, Any]:
     """One process: build, call once unmeasured, then `calls` times."""
-    work = workload(variant(name), device, videos, bf16=side == "ours_bf16")
+    work = workload(named_variant(name), device, videos, bf16=side == "ours_bf16")
     plain = reference.installed() if side.startswith("reference") else contextlib.nullcontext()
     with plain:
         run_phase = work.phase(phase)
@@ -221,7 +222,7 @@ def _spawn(
 
 
 def run(
-    name: str = "mid_128", phase: str | None = None, device: str = "cpu",
+    variant: str = "mid_128", phase: str | None = None, device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None, *, rounds: int = 2, calls: int = 3,
     videos: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -230,7 +231,9 @@ def run(
     `videos` says more."""
     if phase is not None and phase not in PHASE_NAMES:
         raise ValueError(f"phase {phase!r} does not exist; give one of {', '.join(PHASE_NAMES)}")
-    of = variant(name)
+    of = named_variant(variant)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r} but there is no CUDA device; give cpu")
     videos = videos or (2 if device.startswith("cuda") else 1)
     wanted = [PHASE_NAMES[phase]] if phase else list(BENCH_PHASES)
     sides: list[Side] = ["ours", "reference", "reference_same_allocator"]
@@ -244,7 +247,7 @@ def run(
             for side in sides:
                 if device.startswith("cuda") and side == "reference_same_allocator":
                     continue
-                measured = _spawn(name, side, p, device, videos, calls, side == "ours" and r == 0)
+                measured = _spawn(variant, side, p, device, videos, calls, side == "ours" and r == 0)
                 seconds.setdefault((side, p), []).extend(measured["seconds"])
                 key = f"{side}/{p}"
                 figures[f"{key}/peak_gb"] = max(figures.get(f"{key}/peak_gb", 0.0), measured["peak_gb"])

@@ -122,8 +122,8 @@ def generator_main_loss(
     *,
     blur_sigma: float = 0.0,
 ) -> dict[str, Tensor]:
-    """L_img and L_vid of the generator (Eq. 7), weighted: {"G/img", "G/vid"}; their sum is the loss. Freeze
-    both discriminators first (`steps.frozen`): their weight gradients would be thrown away."""
+    """L_img and L_vid of the generator (Eq. 7), weighted: {"G/img", "G/vid"}; their sum is the loss. The
+    discriminators get no gradient from it, frozen (`steps.frozen`) or not."""
     fake = generate(generator, inputs)
 
     def seen(image: Tensor, raw: Tensor) -> Sample:
