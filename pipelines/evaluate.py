@@ -185,17 +185,19 @@ class StoredViews:
 
 def generate_views(opened: OpenModel, settings: EvaluateSettings, folder: Path) -> StoredViews:
     """Write `settings.clips` samples into `folder`."""
-    from rich.console import Console
-    from rich.progress import track
+    from pipelines.progress import Progress
 
     files = []
-    numbers = range(settings.clips)
-    for number in track(
-        numbers, description="evaluation videos", console=Console(stderr=True), transient=True
-    ):
-        view = multi_view(opened, settings.seed, number, settings.mode)
-        files.append(folder / f"{number:06d}.npz")
-        np.savez(files[-1], allow_pickle=False, **{f.name: getattr(view, f.name) for f in fields(MultiView)})
+    with Progress(["evaluate"]) as bars:
+        bars.expect("evaluate", settings.clips)
+        for number in range(settings.clips):
+            view = multi_view(opened, settings.seed, number, settings.mode)
+            files.append(folder / f"{number:06d}.npz")
+            np.savez(
+                files[-1], allow_pickle=False, **{f.name: getattr(view, f.name) for f in fields(MultiView)}
+            )
+            bars.done("evaluate")
+            bars.tick()
     return StoredViews(tuple(files))
 
 

@@ -32,9 +32,7 @@ def generate(
     `model` as `pipelines.models.open_model` takes it. The camera is frontal, or swings `yaw_deg` to either
     side once; the mapping network sees the first frame's. Raises ValueError of one line for a mistake.
     """
-    from rich.console import Console
-    from rich.progress import track
-
+    from pipelines.progress import Progress
     from stages.video import write_video
 
     opened = open_model(model, tracking)
@@ -42,10 +40,13 @@ def generate(
     make_folder(out)
     cameras = swing(opened.cameras, frames, yaw_deg)
     files = []
-    for seed in track(seeds, description="videos", console=Console(stderr=True), transient=True):
-        path = out / f"seed{seed:04d}.mp4"
-        write_video(path, frames_of(opened, seed, cameras, times, psi=psi), FPS)
-        files.append(path)
+    with Progress(["generate"]) as bars:
+        bars.expect("generate", len(seeds))
+        for seed in seeds:
+            files.append(out / f"seed{seed:04d}.mp4")
+            write_video(files[-1], frames_of(opened, seed, cameras, times, psi=psi), FPS)
+            bars.done("generate")
+            bars.tick()
     log.info("%d videos of %d frames from %s in %s", len(files), frames, model, out)
     return files
 
