@@ -86,7 +86,12 @@ def render_clip(
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:
-    """[..., 3, H, W] in about [-1, 1] -> uint8 [..., H, W, 3] RGB."""
+    """[..., 3, H, W] in about [-1, 1] -> uint8 [..., H, W, 3] RGB. Raises ValueError for what is not
+    finite."""
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError(
+            "a generated frame is not finite: the weights have diverged; take an earlier checkpoint"
+        )
     levels = (image.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     out: NDArray[np.uint8] = levels.movedim(-3, -1).cpu().numpy()
     return out

@@ -73,3 +73,8 @@ def test_bad_seeds_and_unequal_lengths_are_refused(generator: Generator) -> None
 def test_frames_are_clamped_to_bytes() -> None:
     image = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 5).expand(3, 1, 5)
     np.testing.assert_array_equal(to_uint8(image)[0, :, 0], [0, 0, 128, 255, 255])
+
+
+def test_a_frame_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        to_uint8(torch.full((3, 2, 2), float("nan")))
