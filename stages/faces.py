@@ -45,7 +45,7 @@ class FollowFace(Stage):
 
     backend: str = "stages.backends.dlib:DlibFaces"
     detect_every: int = 5
-    minimum_face_px: float = 80.0            # side of the face's box in the source, median over the clip
+    minimum_face_px: float = 96.0            # side of the face's box in the source, median over the clip
     maximum_missing_frames: int = 5          # in a row; so many are interpolated
     second_face_seconds: float = 0.6         # a second face that is seen for longer competes
     second_face_size: float = 0.5            # of the first one's side: smaller faces do not count
