@@ -184,7 +184,7 @@ class StoredViews:
 
 
 def generate_views(opened: OpenModel, settings: EvaluateSettings, folder: Path) -> StoredViews:
-    """Write `settings.clips` samples into `folder`."""
+    """Write `settings.clips` samples into `folder`, about 3 MB each at 512 px."""
     from pipelines.progress import Progress
 
     files = []
