@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import re
 import typing
 from collections.abc import Iterable, Sequence
+from importlib.machinery import SourceFileLoader
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -15,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pipelines.document import Value, did_you_mean
 
 T = TypeVar("T", bound=BaseModel)
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def settings_of(thing: Any) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def _plain(value: Any) -> Any:
 def import_path(use: Value, dotted: str) -> Any:
     """The class or function at an import path "package.module:Name"."""
     path = use.data
-    if not isinstance(path, str) or not re.fullmatch(r"[\w.]+:\w+", path):
+    if not isinstance(path, str) or not _IMPORT_PATH.fullmatch(path):
         raise use.error(f"{dotted}: {path!r} is no import path; write package.module:Name")
     module_name, _, attribute = path.partition(":")
     module = _module(module_name, use, dotted)
@@ -52,6 +56,25 @@ def _module(name: str, use: Value, dotted: str) -> Any:
         raise use.error(
             f"{dotted}: {name} needs the package {error.name!r}; install pv3d-pipeline[all]"
         ) from None
+
+
+def check_paths(settings: dict[str, Any], entry: Value, dotted: str) -> None:
+    """Refuse settings that look like an import path and lead nowhere. Nothing heavy is imported: the name is
+    looked for in the source of its module."""
+    for key, path in settings.items():
+        if not isinstance(path, str) or not _IMPORT_PATH.fullmatch(path):
+            continue
+        module, _, attribute = path.partition(":")
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ModuleNotFoundError, ValueError):
+            spec = None
+        if spec is None:
+            raise entry.at([key]).error(f"{dotted}.{key}: no module {module!r}; check the spelling")
+        source = spec.loader.get_source(module) if isinstance(spec.loader, SourceFileLoader) else None
+        if source is not None and not re.search(rf"\b{attribute}\b", source):
+            hint = did_you_mean(attribute, re.findall(r"^(?:class|def) (\w+)", source, re.MULTILINE))
+            raise entry.at([key]).error(f"{dotted}.{key}: {module} has no {attribute!r}{hint}")
 
 
 def construct(cls: type, entry: Value, dotted: str, known_elsewhere: Iterable[str] = ()) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import Storage, open_storage
-from pipelines.construct import T, construct, import_path, settings_of, validate
+from pipelines.construct import T, check_paths, construct, import_path, settings_of, validate
 from pipelines.document import SECTIONS, Value, WorkflowError, did_you_mean, parse
 from pipelines.overlay import Overlay, override_change, profile_changes
 from pipelines.settings import (
@@ -130,6 +130,7 @@ class _Builder:
         evaluate = self._section("evaluate", EvaluateSettings)
         self._check_train(train, steps)
         self._check_metrics(evaluate)
+        check_paths(evaluate.model_dump(), self.root.data.get("evaluate", self.root), "evaluate")
         return Workflow(
             path=self.name,
             profile=profile,
@@ -192,6 +193,7 @@ class _Builder:
         if not name:
             raise entry.error(f"{chosen.use} has no name; set the class variable 'name'")
         stage = construct(cls, Value(own, entry.place, entry.key_place), dotted, known_elsewhere=common)
+        check_paths(settings_of(stage), entry, dotted)
         changed = {key: value for key, value in chosen.resources.model_dump().items() if value is not None}
         resources = dataclasses.replace(stage.resources, **changed)
         most, least = chosen.workers.max, chosen.workers.min

@@ -147,6 +147,23 @@ def test_the_crop_must_have_the_size_that_the_model_makes(tiny, text):
 
 
 @pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("stages.backends.dlb:DlibFaces", "no module 'stages.backends.dlb'"),
+        ("stages.backends.dlib:DlbFaces",
+         "stages.backends.dlib has no 'DlbFaces', did you mean 'DlibFaces'?"),
+    ],
+)  # fmt: skip
+def test_a_backend_that_does_not_exist_is_refused_before_any_work(tiny, text, backend, message):
+    text = text.replace("tiny_stages:Cut", "stages.shots:SplitShots").replace("tiny_stages:Write", "x")
+    text = text.replace("tiny_stages:Mark\n", f"stages.faces:FollowFace\n    backend: {backend}\n")
+    assert refused(tiny, text.replace("  - use: x\n", "")) == (
+        f"workflow.yaml:8:14: stages.FollowFace.backend: {message}"
+        + ("; check the spelling" if "no module" in message else "")
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: 1\na: 2\n", "w:2:1: a: written twice (first at w:1:1); keep one"),
