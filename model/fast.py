@@ -64,7 +64,7 @@ class Conv(torch.autograd.Function):
         (g,), (x, w) = grads, ctx.saved_tensors
         gx = gw = gb = None
         if ctx.needs_input_grad[0]:
-            gx = ConvInputGrad.apply(g, w, x.shape, ctx.stride, ctx.padding)
+            gx = ConvInputGrad.apply(g, w, x.detach(), ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1] and _weight_gradients:
             gw = ConvWeightGrad.apply(g, x, w.shape, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[4] and _weight_gradients:
@@ -73,14 +73,13 @@ class Conv(torch.autograd.Function):
 
 
 class ConvInputGrad(torch.autograd.Function):
-    """dy/dx applied to g: linear in g and in w."""
+    """dy/dx applied to g: linear in g and in w. Of `like` only the shape is read."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, x_shape: torch.Size, stride: int, padding: int) -> Tensor:
+    def forward(ctx: Any, g: Tensor, w: Tensor, like: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(g, w)
         ctx.stride, ctx.padding = stride, padding
-        x = g.new_empty(1).expand(x_shape)  # only its shape is read
-        gx: Tensor = _convolution_backward(g, x, w, stride, padding, [True, False, False])[0]
+        gx: Tensor = _convolution_backward(g, like, w, stride, padding, [True, False, False])[0]
         return gx
 
     @staticmethod
@@ -112,7 +111,7 @@ class ConvWeightGrad(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gg = Conv.apply(x, ggw, ctx.stride, ctx.padding, None)
         if ctx.needs_input_grad[1]:
-            gx = ConvInputGrad.apply(g, ggw, x.shape, ctx.stride, ctx.padding)
+            gx = ConvInputGrad.apply(g, ggw, x.detach(), ctx.stride, ctx.padding)
         return gg, gx, None, None, None
 
 
@@ -231,7 +230,7 @@ class ModulatedLayer(torch.autograd.Function):
         g = g.mul_(_map(scale, g))  # at the convolution's output
         if ctx.up:
             g = ops.FirUp.apply(g, kernel * 4, 1, 1, (0, 0))
-        modulated = x * _map(styles, x) if need_w else g.new_empty(1).expand(x.shape)
+        modulated = x * _map(styles, x) if need_w else x  # without a weight gradient only its shape is read
         w, stride, padding = weight.to(x.dtype), 1, weight.shape[-1] // 2
         if ctx.up:
             w, stride, padding = w.transpose(0, 1), 2, 0

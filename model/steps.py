@@ -244,6 +244,7 @@ class Networks:
 def build(config: ModelConfig, recipe: Recipe) -> Networks:
     """Fresh networks in training mode and their lazy-corrected Adams."""
     generator = Generator(config)
+    generator.checkpointing = recipe.checkpointing
     ema = Generator(config).eval().requires_grad_(False)
     ema.load_state_dict(generator.state_dict())
     d_img = ImageDiscriminator(config) if config.discriminator.image else None
