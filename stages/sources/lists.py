@@ -96,6 +96,8 @@ def source_id(url: str) -> str:
 
     Only http and https are: a list must not be able to name files of the machine that reads it.
     """
+    if re.search(r"[\x00-\x20\x7f]", url.strip()):
+        raise Drop("bad row", "the url holds a blank or a control character")
     try:
         parts = urlsplit(url.strip())
         host = (parts.hostname or "").lower()

@@ -77,8 +77,9 @@ class Urls(Source):
         for column in ("start", "end"):
             if _text(row, column):
                 span[f"{column}_s"] = number(row[column], column)
-        if span.get("end_s", 1e9) <= span.get("start_s", 0.0) or span.get("start_s", 0.0) < 0:
-            raise Drop("bad row", f"from {span.get('start_s', 0.0)} to {span['end_s']} s")
+        start, end = span.get("start_s", 0.0), span.get("end_s", 1e9)
+        if not 0 <= start < end:
+            raise Drop("bad row", f"it runs from {start:g} to {end:g} s")
         if row.get("box") not in (None, "", []):
             span |= {"boxes": [[0.0, *_box(row["box"])]], "box_unit": "frame"}
         span |= {column: _text(row, column) for column in ("identity", "split") if _text(row, column)}
