@@ -82,7 +82,7 @@ class WebStage(Stage):
         try:
             import yt_dlp  # noqa: F401
         except ImportError:
-            raise ValueError("yt-dlp is not installed; pip install 'pv3d-pipeline[data]'") from None
+            raise ValueError("yt-dlp is not installed; pip install 'yt-dlp[default]'") from None
         self._store = store
         cookies = Path(self.cookies).expanduser() if self.cookies else None
         if cookies is not None and not cookies.is_file():
@@ -124,7 +124,12 @@ class WebStage(Stage):
         name = hashlib.sha256(source.encode()).hexdigest()
         with (self._work / f"lock-{name[:3]}").open("w") as lock:    # some share one: no file per video stays
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield ytdlp.private_folder(self._work / name[:24])
+            folder = ytdlp.private_folder(self._work / name[:24])
+            try:
+                yield folder
+            finally:
+                with contextlib.suppress(OSError):               # something lies there to be continued
+                    folder.rmdir()
 
     def _persist(self, url: str, action: Callable[[], T]) -> T:
         """Call `action` when it is our turn, and again after what passes.

@@ -31,7 +31,7 @@ def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
 
     A video listed as a whole overlaps with all of its parts.
     """
-    seen: dict[str, list[tuple[str, Span]]] = {}
+    seen: dict[str, _Video] = {}
     ids: set[str] = set()
     for clip in clips:
         clip = _with_own_id(clip, ids)
@@ -39,18 +39,18 @@ def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
         if name is None or "error" in clip.listed:
             yield clip
             continue
-        before = seen.setdefault(name, [])
+        before = seen.setdefault(name, _Video())
         if "spans" not in clip.listed:
-            same = before[0][0] if before else ""
-            before.append((clip.id, {}))
+            same = before.same({})
+            before.add(clip.id, {})
             yield clip.copy(listed={**clip.listed, **_duplicate(same)}) if same else clip
             continue
         spans = []
         for span in clip.listed["spans"]:
-            same = "" if "error" in span else next((key for key, s in before if overlap(s, span)), "")
+            same = "" if "error" in span else before.same(span)
             spans.append({**span, **_duplicate(same)} if same else span)
             if "error" not in spans[-1]:
-                before.append((f"{clip.id}-{span['key']}", _core(span)))
+                before.add(f"{clip.id}-{span['key']}", span)
         yield clip.copy(listed={**clip.listed, "spans": spans})
 
 
@@ -67,9 +67,35 @@ def _duplicate(same: str) -> dict[str, str]:
     return {"error": "duplicate", "detail": f"same as {same}"}
 
 
-def _core(span: Span) -> Span:
-    wanted = ("start_s", "end_s", "chunk", "frames", "boxes", "box_unit")
-    return {name: span[name] for name in wanted if name in span}
+class _Video:
+    """The parts of one video so far, found by their minutes: a long video may have ten thousand."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[int, list[tuple[str, Span]]] = {}
+        self._long: list[tuple[str, Span]] = []
+        self._all: list[tuple[str, Span]] = []
+
+    def add(self, key: str, span: Span) -> None:
+        wanted = ("start_s", "end_s", "chunk", "frames", "boxes", "box_unit")
+        entry = key, {name: span[name] for name in wanted if name in span}
+        self._all.append(entry)
+        minutes = self._of(span)
+        for minute in minutes or ():
+            self._minutes.setdefault(minute, []).append(entry)
+        if minutes is None:
+            self._long.append(entry)
+
+    def same(self, span: Span) -> str:
+        """The part that shows the same as `span`, or empty."""
+        minutes = self._of(span)
+        near = self._all if minutes is None else [e for m in minutes for e in self._minutes.get(m, [])]
+        candidates = near if minutes is None else [*self._long, *near]
+        return next((key for key, other in candidates if overlap(other, span)), "")
+
+    @staticmethod
+    def _of(span: Span) -> range | None:
+        start, end = _times(span)
+        return range(int(start // 60), int(end // 60) + 1) if end - start < 3600 else None
 
 
 def overlap(a: Span, b: Span) -> bool:

@@ -1,5 +1,7 @@
 """Several lists at once: what is listed twice is done once, and two faces of one moment both stay."""
 
+import time
+
 import pytest
 
 from stages.sources.lists import unit
@@ -59,6 +61,15 @@ def test_chunks_that_are_not_located_yet_are_compared_by_their_frames(chunk, fra
     first = {"chunk": 0, "frames": [0, 100], "boxes": [[0, 0.1, 0.1, 0.5, 0.5]]}
     second = {**first, "chunk": chunk, "frames": frames}
     assert errors(Listed("a", first), Listed("b", second)) == [[""], [expected]]
+
+
+def test_a_video_of_very_many_parts_is_quick():
+    parts = [at(3.0 * n, 3.0 * n + 3.0) for n in range(20_000)]
+    started = time.monotonic()
+    found = errors(Listed("a", *parts), Listed("b", *parts[::100]))
+    assert time.monotonic() - started < 20
+    assert set(found[0]) == {""}
+    assert set(found[1]) == {"duplicate"}
 
 
 def test_a_part_that_was_rejected_does_not_push_out_a_good_one():
