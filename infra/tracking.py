@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +99,7 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
 
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    prepare_folder(uri)
+    prepare_database(uri)
     client = MlflowClient(uri)
     try:
         known = str(json.loads(store.read(key))["run_id"])
@@ -118,10 +121,18 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     return Run(client, str(run.info.run_id))
 
 
-def prepare_folder(uri: str) -> None:
-    """Make the folder of a sqlite database; sqlite itself does not."""
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+def prepare_database(uri: str) -> None:
+    """Make a new sqlite database whole or not at all: MLflow cannot use one whose making was interrupted."""
+    from mlflow.tracking import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)  # sqlite itself does not
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        MlflowClient(f"sqlite:///{folder}/new.db").search_experiments()
+        with contextlib.suppress(FileExistsError):  # of another who was first
+            os.link(f"{folder}/new.db", path)
 
 
 def artifact_folder(uri: str) -> str | None:

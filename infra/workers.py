@@ -79,7 +79,7 @@ def run_workers(
             ),
             run_config=RunConfig(
                 name="train", storage_path=folder, failure_config=FailureConfig(max_failures=restarts),
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="CRITICAL"),
             ),
         )  # fmt: skip
         failed: list[BaseException] = []

@@ -188,10 +188,14 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
     ticks = run_workers(
         _work, {"job": job}, workers=settings.workers, gpu=job.gpu, restarts=settings.restarts
     )
+    told = 0
     with Progress(["train"]) as bars:
         bars.expect("train", settings.steps - start)
         for _ in ticks:
             done = _done(job)
+            if done < told:
+                log.warning("a worker has died; all go on from the last checkpoint")
+            told = done
             if done > start:
                 bars.done("train", done - start)
                 start = done

@@ -15,6 +15,11 @@ from model.config import Variant, to_dict
 from pipelines.settings import StorageSettings, TrainSettings
 from stages.shards import Dataset, Sample
 
+NEUTRAL = (
+    "updates",
+    "checkpointing",
+)  # of the recipe: changes what a run costs or its length, not its course
+
 
 @dataclass(frozen=True)
 class Job:
@@ -42,7 +47,8 @@ class Job:
     def name(self) -> str:
         """The variant, and a hash of everything that shapes the trajectory but its length."""
         variant: dict[str, Any] = to_dict(self.variant)
-        del variant["recipe"]["updates"]
+        for neutral in NEUTRAL:
+            del variant["recipe"][neutral]
         shape = {
             "variant": variant,
             "seed": self.settings.seed,

@@ -32,6 +32,7 @@ class Networks:
         config = variant.model
         self.variant, self.device = variant, device
         self.generator = Generator(config)
+        self.generator.checkpointing = variant.recipe.checkpointing
         self.d_img = ImageDiscriminator(config) if config.discriminator.image else None
         self.d_vid = VideoDiscriminator(config) if config.discriminator.video else None
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)

@@ -52,6 +52,9 @@ def small():
     )
     return Variant(name="small", model=model, recipe=recipe)
 
+def recomputing():
+    return replace(small(), recipe=replace(small().recipe, checkpointing=True))
+
 def broken():
     return replace(small(), recipe=replace(small().recipe, r1_gamma=1e38))
 
@@ -173,11 +176,22 @@ def difference(a: Path, b: Path) -> float:
 def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings of STEPS updates: undisturbed on one worker, on two, interrupted in several ways."""
     base = tmp_path_factory.mktemp("results")
-    names = ("one", "zero-0", "zero-1", "zero-2", "resumed", "damaged", "half-written", "broken")
+    names = (
+        "one",
+        "zero-0",
+        "zero-1",
+        "zero-2",
+        "recomputed",
+        "resumed",
+        "damaged",
+        "half-written",
+        "broken",
+    )
     at = {name: copy(data, base / name) for name in names}
     run(data, 1, (at["one"], settings()))
     run(
         data, 2, *((at[f"zero-{zero}"], settings(zero_stage=zero)) for zero in (0, 1, 2)),
+        (at["recomputed"], settings(variant="small_variant:recomputing", zero_stage=2)),
         (at["resumed"], settings(steps=3, zero_stage=1)),
         (at["damaged"], settings(steps=4, checkpoint_every=2)),
         (at["half-written"], settings(steps=4, checkpoint_every=2)),
@@ -194,6 +208,11 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("zero", [0, 1, 2])
 def test_two_workers_train_as_one_does(results: Path, zero: int) -> None:
     assert difference(results / "one", results / f"zero-{zero}") < TOLERANCE
+
+
+@pytest.mark.slow
+def test_recomputing_activations_changes_nothing(results: Path) -> None:
+    assert difference(results / "one", results / "recomputed") < TOLERANCE
 
 
 @pytest.mark.slow
