@@ -1,0 +1,1 @@
+"""Place: where things are kept and where work runs. Imports nothing of ours."""
