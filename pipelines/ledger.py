@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -299,9 +300,14 @@ def _line(record: Record) -> str:
 
 
 def _parse(line: bytes, segment: str) -> Record:
-    values = json.loads(line)
-    values["outputs"] = [Output(**out) for out in values["outputs"]]
+    values = _shared(json.loads(line))
+    values["outputs"] = [Output(**_shared(out)) for out in values["outputs"]]
     return Record(**values, segment=segment)
+
+
+def _shared(values: dict[str, Any]) -> dict[str, Any]:
+    """Equal texts once in memory: an output of one stage is the input of the next."""
+    return {name: sys.intern(v) if type(v) is str else v for name, v in values.items()}
 
 
 def _size(clip: Clip) -> int:
