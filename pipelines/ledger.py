@@ -1,7 +1,7 @@
 """What has been done: one record per stage and unit, in append-only segments.
 
     ledger/<stage>/<segment>.npz     the clips that came out, arrays and values; written first
-    ledger/<stage>/<segment>.jsonl   a header line, then one record per line; the segment exists once this does
+    ledger/<stage>/<segment>.jsonl   a header line, then one record per line; it commits the segment
     ledger/<stage>/finished.json     what a group stage was finished with
 
 A record is current when the stage (class, version, settings) and the digest of its input are those
