@@ -37,7 +37,7 @@ class Storage:
         raise NotImplementedError
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start` on. Raises FileNotFoundError, or EOFError when the object is shorter."""
+        """`length` bytes from `start` on. Raises FileNotFoundError, EOFError when it is shorter."""
         raise NotImplementedError
 
     def write(self, key: str, data: bytes) -> None:

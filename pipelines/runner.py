@@ -259,8 +259,8 @@ class _Run:
             if piece.stage > work.first:
                 self.progress.expect(step.name)
             record = Record(
-                piece.unit, work.refs[0].source, step.key, piece.input, piece.state, piece.reason, piece.detail,
-                work.attempts, piece.seconds, piece.outputs,
+                piece.unit, work.refs[0].source, step.key, piece.input, piece.state, piece.reason,
+                piece.detail, work.attempts, piece.seconds, piece.outputs,
             )  # fmt: skip
             refs = self.ledger.add(step.name, record, piece.clips)
             self._count(step)

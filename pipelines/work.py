@@ -95,7 +95,7 @@ class Chain:
                 self._ready[index] = True
 
     def run(self, clip: Clip, first: int, last: int) -> list[Piece]:
-        """Send a clip through the stages first..last, and every clip that comes out of one through the next."""
+        """Send a clip through the stages first..last, and what comes out of one through the next."""
         self.setup(first, last)
         pieces = []
         waiting = [(clip, first)]
@@ -155,7 +155,7 @@ class Chain:
     def _guarded(
         self, index: int, unit: str, work: Callable[[], Iterator[Clip | Rejected]]
     ) -> Iterator[Clip | Rejected]:
-        """Run a stage's generator; what is neither a Drop nor a fault of the store is a bug, with its place."""
+        """Run a stage's generator; what is neither Drop nor a fault of the store is a bug, with its place."""
         try:
             yield from work()
         except (Drop, StorageError):
