@@ -320,19 +320,19 @@ def mid_128() -> Variant:
 
 def voxceleb_512() -> Variant:
     """The paper's VoxCeleb model (appendix A.1)."""
-    recipe = Recipe(checkpointing=True)
+    recipe = Recipe()
     return Variant(name="voxceleb_512", model=ModelConfig(img_resolution=512), recipe=recipe)
 
 
 def celebvhq_512() -> Variant:
     """The paper's CelebV-HQ model (appendix A.1)."""
-    recipe = Recipe(lambda_reg=0.05, r1_gamma=4.0, checkpointing=True)
+    recipe = Recipe(lambda_reg=0.05, r1_gamma=4.0)
     return Variant(name="celebvhq_512", model=ModelConfig(img_resolution=512), recipe=recipe)
 
 
 def talkinghead_512() -> Variant:
     """The paper's TalkingHead-1KH model (appendix A.1)."""
-    recipe = Recipe(lambda_reg=0.5, r1_gamma=2.0, checkpointing=True)
+    recipe = Recipe(lambda_reg=0.5, r1_gamma=2.0)
     return Variant(name="talkinghead_512", model=ModelConfig(img_resolution=512), recipe=recipe)
 
 
