@@ -15,10 +15,8 @@ from model.config import Variant, to_dict
 from pipelines.settings import StorageSettings, TrainSettings
 from stages.shards import Dataset, Sample
 
-NEUTRAL = (
-    "updates",
-    "checkpointing",
-)  # of the recipe: changes what a run costs or its length, not its course
+NEUTRAL = ("updates", "checkpointing")
+"""Of the recipe: what changes a run's length or cost, not its course."""
 
 
 @dataclass(frozen=True)
