@@ -156,6 +156,7 @@ class Recorder:
         """A checkpoint to the store; MLflow gets its card, which names every file with its sha256."""
         if not self.writes:
             return
+        self._wait()  # what is before a checkpoint is never trained, nor logged, again
         job, recipe = self.job, self.job.variant.recipe
         card = {
             "variant": to_dict(job.variant), "samples": done * recipe.batch, "dataset": job.dataset,
@@ -179,15 +180,18 @@ class Recorder:
     def close(self, status: str = "FINISHED") -> None:
         if self.writes:
             self._send(lambda run: run.close(status))
-            self._pool.shutdown(wait=True)
-            for sent in self._sent:
-                sent.result()
+            self._wait()
+            self._pool.shutdown()
 
     def stopped(self, reason: str) -> None:
         """Leave word for the driver that going on makes no sense."""
         if self.writes:
             self.store.write(self.job.stopped, json.dumps({"reason": reason}).encode())
         self.close("FAILED")
+
+    def _wait(self) -> None:
+        while self._sent:
+            self._sent.pop(0).result()
 
     def _send(self, call: Callable[[Run], Any]) -> None:
         run = self._run
