@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stages.clip import Clip
 
 
-class Drop(Exception):
+class Drop(Exception):  # noqa: N818 - not an error: what a filter does
     """Reject the clip (or video) in hand. `reason` is short and is counted; `detail` holds the figures.
 
     Raise it for unwanted data and for input that is broken. Any other exception is a bug and stops the run.
@@ -103,7 +103,7 @@ class GroupStage:
         return "all"
 
     def process_group(self, group: str, clips: list[Clip]) -> Iterator[Clip | Rejected]:
-        """Yield every clip of the group exactly once, as it is now or as `Rejected`. `clips` come sorted by id."""
+        """Yield every clip of the group exactly once, as it is or as `Rejected`. `clips` are sorted by id."""
         raise NotImplementedError
 
     def finish(self, store: Storage, clips: list[Clip]) -> None:

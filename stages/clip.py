@@ -26,9 +26,9 @@ class Clip:
     """See the comment of each field: dtype, shape, unit, and the stage that writes it."""
 
     # --- the source: what was listed -----------------------------------------------------------------
-    id: str                                  # unit id, [A-Za-z0-9_-]+, unique in the run; a stage that cuts extends it
+    id: str                                  # unit id, [A-Za-z0-9_-]+, unique; a stage that cuts extends it
     source: str                              # the video as the list names it, raw
-    video: str                               # where its file is: an absolute path, or a key of the store as "store:<key>"
+    video: str                               # where its file is: an absolute path, a URL, or "store:<key>"
     fingerprint: str = ""                    # changes when the file changes (size and time, or a hash)
     dataset: str = ""                        # which list it came from
     licence: str = "unknown"                 # licence of the footage, as listed
@@ -38,7 +38,7 @@ class Clip:
     fps: float = 0.0                         # output frames per second
     width: int = 0                           # px, of the source frame as displayed (rotation applied)
     height: int = 0                          # px
-    frame_times_s: Array | None = None       # float64 [T], s: presentation time in the source of each output frame
+    frame_times_s: Array | None = None       # float64 [T], s: presentation time in the source
 
     # --- faces: the person ---------------------------------------------------------------------------
     face_boxes: Array | None = None          # float32 [T, 4], source px: left, top, right, bottom
@@ -54,7 +54,7 @@ class Clip:
     aligned: str = ""                        # key of a tar of T JPEG members "0000.jpg" ... in the store
 
     # --- cameras -------------------------------------------------------------------------------------
-    cameras: Array | None = None             # float32 [T, 25]: camera_to_world 4x4 row-major, intrinsics 3x3 row-major
+    cameras: Array | None = None             # float32 [T, 25]: camera_to_world 4x4, intrinsics 3x3, row-major
 
     # --- identity ------------------------------------------------------------------------------------
     embeddings: Array | None = None          # float32 [S, D], unit length, of every `embedding_step`-th frame
@@ -66,7 +66,7 @@ class Clip:
     # --- shards --------------------------------------------------------------------------------------
     shard: str = ""                          # key of the manifest of the shard that holds the clip
 
-    extra: dict[str, Any] = field(default_factory=dict)  # JSON values of stages of one's own; read twice -> a field
+    extra: dict[str, Any] = field(default_factory=dict)  # JSON values of one stage; read by two -> a field
 
     @property
     def is_cut(self) -> bool:
@@ -89,7 +89,8 @@ class Clip:
 
     def copy(self, **changes: Any) -> Clip:
         """A copy with changed fields; dictionaries are copied, arrays shared."""
-        own = {f.name: dict(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), dict)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {name: dict(value) for name, value in values.items() if isinstance(value, dict)}
         return replace(self, **{**own, **changes})
 
     def to_record(self) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -111,7 +112,7 @@ class Clip:
         unknown = sorted((set(values) | set(arrays)) - known)
         if unknown:
             raise ValueError(f"a clip has no field {unknown[0]!r}; the record is of another version")
-        return cls(**values, **arrays)
+        return cls(**{**values, **arrays})
 
     def digest(self) -> str:
         """sha256 (hex) of the whole record: equal exactly when every field is equal."""

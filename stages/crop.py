@@ -179,7 +179,7 @@ class AlignCrop(Stage):
     quality: int = 95                        # of the JPEG files, 4:4:4
     centre_sigma_s: float = 0.04             # s, Gaussian over time on the place of the square
     scale_sigma_s: float = 0.12              # s, on its size and turn
-    max_padded: float = 0.2                  # largest share of a square that may lie outside the frame
+    max_padded: float = 0.3                  # largest share of a square that may lie outside the frame
     min_source_px: float = 128               # smallest side of a square in the source
 
     name: ClassVar[str] = "AlignCrop"
