@@ -16,6 +16,7 @@ from stages import backends
 from stages.backends import Box, Detection, FaceBackend
 from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
+from stages.sources import lists
 
 Picture = NDArray[np.uint8]
 Points = NDArray[np.float32]     # [68, 2]
@@ -30,6 +31,7 @@ FAST = 0.08                      # a step, or a change of size, after which the 
 OTHER = 0.6                      # another face is at least so far away
 NEAR = 1.0                       # a lost face is found again so near
 # Intersection over union of a detection with the box of the points:
+INSIDE = 0.5                     # of a face's box, within the listed box
 SAME = 0.35                      # it is the same face
 GOOD = 0.65                      # the points need no correction
 
@@ -37,6 +39,8 @@ GOOD = 0.65                      # the points need no correction
 @dataclass
 class FollowFace(Stage):
     """Find the largest face that lasts, and its landmarks; reject clips without one, or with two.
+
+    Where the list gives a box, the face in it is meant, whoever else is there.
 
     Faces are detected every `detect_every` frames; between, the points of one frame say where to look for
     them in the next, and the next detection has to confirm it. When it does not, every frame since the last
@@ -69,11 +73,14 @@ class FollowFace(Stage):
         from stages import video
 
         times_s = clip.need("frame_times_s")
-        track = _Track(self._model, self, len(times_s), clip.fps)
+        scale = max(clip.width, clip.height) / min(READ_LONG_SIDE, max(clip.width, clip.height))
+        span = clip.listed.get("span", {})
+        listed = [lists.box_at(span, t, clip.width, clip.height) for t in times_s]
+        wanted = [None if box is None else _scaled(box, 1 / scale) for box in listed]
+        track = _Track(self._model, self, wanted, clip.fps)
         with video.resolve(self._store, clip.video) as path:
             for frame in video.read_frames(path, times_s, READ_LONG_SIDE):
                 track.step(frame)
-        scale = max(clip.width, clip.height) / min(READ_LONG_SIDE, max(clip.width, clip.height))
         points = track.finish(scale)
         boxes = np.array([self._model.box(p) for p in points], np.float32)
         # A pixel's centre is at its index, so the scaled picture's corner is at -0.5.
@@ -86,8 +93,11 @@ class FollowFace(Stage):
 class _Track:
     """The face so far. Pixels are those of the frames as read."""
 
-    def __init__(self, model: FaceBackend, settings: FollowFace, total: int, fps: float) -> None:
-        self.model, self.settings, self.total, self.fps = model, settings, total, fps
+    def __init__(
+        self, model: FaceBackend, settings: FollowFace, wanted: list[Box | None], fps: float
+    ) -> None:
+        self.model, self.settings, self.wanted, self.fps = model, settings, wanted, fps
+        self.total = len(wanted)
         self.points: list[Points | None] = []                # of each frame, None when missing
         self.box: Box | None = None                          # where the face was last
         # Frames since the last confirmed one, this one included.
@@ -191,10 +201,17 @@ class _Track:
             box = self.box
             near = [d for d in seen if _apart(d.box, box) < NEAR and 0.6 < _side(d.box) / _side(box) < 1.6]
             return min(near, key=lambda d: _apart(d.box, box), default=None)
+        wanted = self.wanted[len(self.points) - 1]
+        if wanted is not None:
+            faces = [d for d in seen if d.score >= self.model.believe_above]
+            inside = [d for d in faces if _inside(d.box, wanted) > INSIDE]
+            return max(inside, key=lambda d: _overlap(d.box, wanted), default=None)
         sure = [d for d in seen if d.score >= max(self.model.believe_above, seen[0].score / 2)]
         return max(sure, key=lambda d: _side(d.box), default=None)
 
     def _count_others(self, seen: list[Detection], box: Box) -> None:
+        if self.wanted[0] is not None:
+            return                               # the list says who is meant
         for d in seen:
             large = _side(d.box) >= self.settings.second_face_size * _side(box)
             if large and d.score >= self.model.believe_above and _apart(d.box, box) > OTHER:
@@ -218,6 +235,8 @@ class _Track:
         """Why no face was found: a closer look tells none from a small one."""
         closer = self.model.detect(self.last_look) if self.last_look is not None else []
         small = [d for d in closer if d.score >= self.model.believe_above]
+        if self.wanted[0] is not None:
+            return Drop("no face in the listed box")
         if small:
             side = max(_side(d.box) for d in small) * scale
             return Drop("face too small", f"{side:.0f} px, seen only when looking closer")
@@ -276,6 +295,13 @@ def _overlap(box: Box, other: Box) -> float:
     height = min(box[3], other[3]) - max(box[1], other[1])
     inside = max(width, 0.0) * max(height, 0.0)
     return inside / (_side(box) ** 2 + _side(other) ** 2 - inside)
+
+
+def _inside(box: Box, other: Box) -> float:
+    """Share of `box` that lies in `other`."""
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    return max(width, 0.0) * max(height, 0.0) / _side(box) ** 2
 
 
 def _scaled(box: Box, scale: float) -> Box:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from infra.storage import Storage
 from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
+from stages.sources import lists
 
 LONG_SIDE = 256                  # px, at which pictures are compared
 THUMBNAIL = 32                   # px, a picture's coarse copy: noise and small motion vanish in it
@@ -28,6 +29,8 @@ END_CHANGE = 10.0
 END_RATIO = 4.0                  # to the median step
 STAYS = 0.5                      # share of the change that is there from 2 frames before to 2 after: no flash
 GAP_S = 0.25                     # no frames for so long: the picture has jumped
+
+Outputs = Iterator[Clip | Rejected]
 
 
 @dataclass
@@ -70,26 +73,41 @@ class SplitShots(Stage):
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         from stages import video
 
+        yield from lists.refuse(clip)
+        wanted = lists.parts(clip) if clip.listed.get("spans") != [] else []
         with video.resolve(self._store, clip.video) as path:
             info = video.probe(path)
-            seen = measure(video.read_all(path, LONG_SIDE), self.frozen_below)
-        self._check(info, seen)
-        whole = clip.copy(fps=self.fps, width=info.width, height=info.height)
+            for part, start_s, end_s in wanted:
+                whole = part.copy(fps=self.fps, width=info.width, height=info.height)
+                end = (info.frame_count, info.duration_s, info.duration_s)
+                if part is not clip:
+                    end = (0, end_s, end_s - start_s) if math.isfinite(end_s) else (0, 0.0, 0.0)
+                try:
+                    seen = measure(video.read_all(path, LONG_SIDE, start_s, end_s), self.frozen_below)
+                    yield from self._part(whole, seen, *end)
+                except Drop as drop:
+                    if part is clip:
+                        raise
+                    yield Rejected(whole, drop.reason, drop.detail)     # the other parts live on
+
+    def _part(self, whole: Clip, seen: Seen, promised: int, end_s: float, length_s: float) -> Outputs:
+        """The clips of a video, or of one listed part of it."""
+        self._check(seen, promised, end_s, length_s)
         found = list(shots(seen, self.black_below))
         if not found:
             raise Drop("black", f"no frame reaches mean level {self.black_below:g}")
         for first, end in found:
             yield from self._clips(whole, seen, first, end)
 
-    def _check(self, info: Any, seen: Seen) -> None:
-        """Raise Drop for what is wrong with the file as a whole."""
+    def _check(self, seen: Seen, promised: int, end_s: float, length_s: float) -> None:
+        """Raise Drop for what is wrong with the file, or the part, as a whole. Zeros are unknown."""
         count = len(seen.times_s)
         if seen.error:
             raise Drop("truncated", f"decoding ends after {count} frames: {seen.error}")
         # Both fall short: edit lists hide frames that the header counts, and sound outlasts the picture.
-        few = not info.frame_count or count < info.frame_count * (1 - self.missing_fraction)
-        late_s = info.duration_s - (float(seen.times_s[-1]) if count else 0.0)
-        if few and late_s > max(self.missing_fraction * info.duration_s, GAP_S):
+        few = not promised or count < promised * (1 - self.missing_fraction)
+        late_s = end_s - (float(seen.times_s[-1]) if count else end_s - length_s)
+        if few and late_s > max(self.missing_fraction * length_s, GAP_S):
             raise Drop("truncated", f"{count} frames decode, the last {late_s:.2f} s are missing")
         if count < 2:
             raise Drop("too short", f"{count} frames")

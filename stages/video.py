@@ -28,6 +28,7 @@ Frame = NDArray[np.uint8]
 
 SEEK_FROM_S = 2.0                # before this, decoding from zero is as fast as a seek
 LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted times after it
+TIE_S = 1e-4                     # times this close are equal: containers round them
 MAX_PIXELS = 1 << 26             # a broken header may promise any size; 8192 x 8192 is more than any camera's
 MAX_BARREN_PACKETS = 2000        # packets in a row without a frame: broken, give up
 
@@ -100,15 +101,20 @@ def frame_times(path: Path) -> NDArray[np.float64]:
     return np.array(sorted(t for t in times if t >= 0), np.float64)
 
 
-def read_all(path: Path, long_side: int | None = None) -> Iterator[tuple[float, Frame]]:
-    """Every frame as (presentation time in s, uint8 [H, W, 3] RGB).
+def read_all(
+    path: Path, long_side: int | None = None, start_s: float = -math.inf, end_s: float = math.inf
+) -> Iterator[tuple[float, Frame]]:
+    """Every frame as (presentation time in s, uint8 [H, W, 3] RGB), from `start_s` to before `end_s`.
 
     With `long_side`, in px, larger frames are scaled down to it, and colours are converted the fast way.
     Raises DecodeError where decoding stops early.
     """
     with _open(path) as (container, stream):
-        for time, frame in _decode(container, stream):
-            yield time, _picture(stream, frame, long_side)
+        for time, frame in _from(container, stream, start_s):
+            if time >= end_s - TIE_S:
+                return
+            if time >= start_s - TIE_S:
+                yield time, _picture(stream, frame, long_side)
 
 
 def read_frames(

@@ -164,6 +164,21 @@ def test_two_lasting_faces_are_rejected(
     follow(stage(), clip_of(tmp_path / "b.mp4", passing))
 
 
+@pytest.mark.parametrize(("box", "at"), [((0.0, 0.1, 0.5, 0.9), 0), ((0.5, 0.1, 1.0, 0.9), SIDE)])
+def test_the_listed_box_says_which_of_two_faces_is_meant(
+    tmp_path: Path, grace: Picture, astronaut: Picture, stage: Callable[..., FollowFace],
+    box: tuple[float, ...], at: int,
+) -> None:
+    left, right = moving(grace, 30), moving(astronaut[30:330, 80:380], 30, scale=1.0)
+    clip = clip_of(tmp_path / "a.mp4", [np.hstack(pair) for pair in zip(left, right, strict=True)])
+    clip.listed = {"span": {"boxes": [[0.0, *box]], "box_unit": "frame"}}
+    points = follow(stage(minimum_face_px=80.0), clip).need("landmarks")
+    assert ((at < points[..., 0]) & (points[..., 0] < at + SIDE)).all()
+    clip.listed = {"span": {"boxes": [[0.0, 0.45, 0.0, 0.55, 0.1]], "box_unit": "frame"}}
+    with pytest.raises(Drop, match="no face in the listed box"):
+        follow(stage(), clip)
+
+
 def test_says_whether_there_is_no_face_or_a_small_one(
     tmp_path: Path, grace: Picture, stage: Callable[..., FollowFace]
 ) -> None:
