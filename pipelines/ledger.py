@@ -70,6 +70,7 @@ class Record:
     outputs: list[Output] = field(default_factory=list)
     group: str = ""                          # group stages: the group and the digest of all its members
     members: str = ""
+    again: bool = False                      # failed, and the next run tries it again
     segment: str = ""                        # where it was read from; not written
     row: int = 0                             # of its first output in the segment
 

@@ -197,7 +197,7 @@ class _Run:
                     continue
                 step, pool = self.steps[at], pool_of[at - start]
                 record = self.ledger.current(step.name, step.key, ref)
-                if record is None:
+                if record is None or record.again:
                     self.progress.expect(step.name)
                     position = at - pool.offset
                     careful = alone and position > 0  # the next pool starts afresh
@@ -261,6 +261,7 @@ class _Run:
             record = Record(
                 piece.unit, work.refs[0].source, step.key, piece.input, piece.state, piece.reason,
                 piece.detail, work.attempts, piece.seconds, piece.outputs,
+                again=piece.again,
             )  # fmt: skip
             refs = self.ledger.add(step.name, record, piece.clips)
             self._count(step)

@@ -16,7 +16,7 @@ from infra.storage import Storage, StorageError, open_storage
 from pipelines.construct import construct, import_path
 from pipelines.document import Value
 from pipelines.ledger import Output
-from stages.base import Drop, GroupStage, Rejected, Stage
+from stages.base import Drop, GroupStage, Rejected, Stage, TryLater
 from stages.clip import Clip
 
 AnyStage = Stage | GroupStage
@@ -58,6 +58,7 @@ class Piece:
     state: str                                          # ok, rejected or failed
     reason: str = ""
     detail: str = ""
+    again: bool = False                                 # failed, and the next run tries it again
     seconds: float = 0.0
     outputs: list[Output] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)     # of the outputs
@@ -119,7 +120,8 @@ class Chain:
                 self._append(piece, out)
         except Drop as drop:
             piece.outputs, piece.clips = [], []
-            piece.state, piece.reason, piece.detail = "rejected", drop.reason, drop.detail
+            piece.state, piece.reason, piece.detail = drop.state, drop.reason, drop.detail
+            piece.again = isinstance(drop, TryLater)
         else:
             if not piece.outputs:
                 piece.state, piece.reason = "rejected", "nothing left"

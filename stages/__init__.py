@@ -1,6 +1,6 @@
 """Steps: what is done to one clip. Imports `model` and `infra`, never `pipelines`."""
 
-from stages.base import Drop, GroupStage, Rejected, Resources, Source, Stage
+from stages.base import Drop, GroupStage, Rejected, Resources, Source, Stage, TryLater
 from stages.clip import Clip
 
-__all__ = ["Clip", "Drop", "GroupStage", "Rejected", "Resources", "Source", "Stage"]
+__all__ = ["Clip", "Drop", "GroupStage", "Rejected", "Resources", "Source", "Stage", "TryLater"]

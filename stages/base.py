@@ -25,10 +25,18 @@ class Drop(Exception):  # noqa: N818 - not an error: what a filter does
     Raise it for unwanted data and for input that is broken. Any other exception is a bug and stops the run.
     """
 
+    state: ClassVar[str] = "rejected"
+
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class TryLater(Drop):
+    """Give up the clip in hand for now: nothing is wrong with it, and the next run tries it again."""
+
+    state: ClassVar[str] = "failed"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from infra.storage import StorageError
 from stages import ytdlp
-from stages.base import Drop, Rejected, Resources
+from stages.base import Drop, Rejected, Resources, TryLater
 from stages.clip import Clip
 from stages.sources import lists
 from stages.sources.lists import Span
@@ -90,7 +90,7 @@ class Download(WebStage):
         try:
             fetched = self._persist(clip.video, lambda: self._fetch(clip.video, missing, folder))
         except Drop as drop:
-            if getattr(drop, "state", "rejected") == "rejected":
+            if not isinstance(drop, TryLater):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         try:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from infra import egress
 from infra.storage import Storage, StorageError
 from stages import ytdlp
-from stages.base import Drop, Stage
+from stages.base import Drop, Stage, TryLater
 from stages.failures import Failure, classify, scrub
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,8 @@ UNFORESEEN = (
 _explained: set[str] = set()
 
 
-class Unreachable(Drop):
-    """Not the clip's fault: the site did not give it now. The next run tries again."""
-
-    state = "failed"
+class Unreachable(TryLater):
+    """The site did not give it now."""
 
 
 @dataclass

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from pipelines.ledger import Ledger
@@ -82,6 +84,21 @@ def test_rejected_units_go_no_further_and_keep_their_reason(tiny):
     assert [(out.state, out.reason) for out in cut["v00"].outputs] == [("ok", ""), ("rejected", "too short")]
     assert (mark["v01-0"].state, mark["v01-0"].reason, mark["v01-0"].detail) == ("rejected", "two faces", "2")
     assert sorted(r.reason for r in keep.values()) == ["", "", "balanced out"]
+
+
+def test_what_failed_for_now_is_tried_by_the_next_run_and_by_no_other(tiny):
+    def work():
+        return tiny.load("stages.Mark.later=[v01-0]")
+
+    assert prepare(work(), in_process=True).kept == 7
+    failed = records(tiny, "Mark")["v01-0"]
+    assert (failed.state, failed.reason, failed.detail) == ("failed", "throttled", "429")
+    assert prepare(work(), in_process=True).redone["Mark"] == 1
+    Path(tiny.store.root, "there").touch()
+    done = prepare(work(), in_process=True)
+    assert (done.redone["Mark"], done.kept) == (1, 8)
+    assert records(tiny, "Mark")["v01-0"].state == "ok"
+    assert set(prepare(work(), in_process=True).redone.values()) == {0}
 
 
 def test_a_bug_stops_the_run_and_names_stage_and_clip_and_keeps_what_is_done(tiny):

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from stages import Clip, Drop, GroupStage, Rejected, Resources, Source, Stage
+from stages import Clip, Drop, GroupStage, Rejected, Resources, Source, Stage, TryLater
 
 
 def note(store, stage, unit):
@@ -60,6 +60,7 @@ class Mark(Stage):
     bug: tuple[str, ...] = ()
     hang: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
     seconds: float = 0.0
     refuse: str = ""
     name: ClassVar[str] = "Mark"
@@ -76,6 +77,8 @@ class Mark(Stage):
         time.sleep(self.seconds)
         if clip.id in self.drop:
             raise Drop("two faces", "2")
+        if clip.id in self.later and not Path(self.store.root, "there").exists():
+            raise TryLater("throttled", "429")
         if clip.id in self.bug:
             raise KeyError("no such thing")
         if clip.id in self.crash:
