@@ -29,6 +29,7 @@ from pipelines.settings import (
 )
 from stages.base import GroupStage, Resources, Source, Stage
 from stages.clip import Clip
+from stages.sources.several import Several
 
 __all__ = ["Step", "Workflow", "WorkflowError", "load"]
 
@@ -154,9 +155,17 @@ class _Builder:
 
     def _source(self) -> tuple[str, Source]:
         entry = self.root.data["source"]
-        cls = self._class(entry, "source", (Source,), "a source")
+        if not isinstance(entry.data, list):
+            return self._one_source(entry, "source")
+        if not entry.data:
+            raise entry.error("source: the list is empty; name a source")
+        found = [self._one_source(one, f"source[{number}]") for number, one in enumerate(entry.data)]
+        return "stages.sources.several:Several", Several([source for _, source in found])
+
+    def _one_source(self, entry: Value, dotted: str) -> tuple[str, Source]:
+        cls = self._class(entry, dotted, (Source,), "a source")
         own = {key: value for key, value in entry.data.items() if key != "use"}
-        return entry.data["use"].data, construct(cls, Value(own, entry.place, entry.key_place), "source")
+        return entry.data["use"].data, construct(cls, Value(own, entry.place, entry.key_place), dotted)
 
     def _class(self, entry: Value, dotted: str, bases: tuple[type, ...], what: str) -> type:
         if not isinstance(entry.data, dict) or "use" not in entry.data:

@@ -34,6 +34,21 @@ def test_profiles_and_overrides_change_values_and_the_last_one_holds(tiny):
     assert load(tiny.path, None, ["source.count=7", "source.count=8"]).source.count == 8
 
 
+def test_a_source_may_be_a_list_of_sources(tiny, text):
+    head, found, tail = text.partition("source:\n")
+    assert found
+    body, _, rest = tail.partition("\nstages:")
+    one = "".join(f"    {line.strip()}\n" for line in body.splitlines() if line.strip())
+    both = "".join("  - " + one.lstrip() for _ in range(2))
+    tiny.path.write_text(f"{head}source:\n{both}\nstages:{rest}")
+    clips = list(tiny.load().source.clips(None))
+    assert [c.id for c in clips] == [f"v{i:02d}" for i in range(4)] + [f"v{i:02d}-2" for i in range(4)]
+    tiny.path.write_text(f"{head}source: []\nstages:{rest}")
+    assert "the list is empty" in refused(tiny)
+    tiny.path.write_text(f"{head}source:\n{both}    cuont: 3\nstages:{rest}")
+    assert "source[1].cuont: unknown setting" in refused(tiny)
+
+
 def test_a_profile_may_be_nested(tiny, text):
     tiny.path.write_text(text + "  nested:\n    stages:\n      Mark: {value: 2.5, workers: {max: 1}}\n")
     step = load(tiny.path, "nested").steps[1]
