@@ -1,7 +1,6 @@
 """Manners: tokens, pauses, and that all workers share them."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -134,29 +133,30 @@ def test_threads_never_get_more_than_the_burst():
     assert sum(went) == 5
 
 
-def test_one_process_has_one_egress_per_address():
+def test_one_process_has_one_egress_per_address(monkeypatch):
+    monkeypatch.setattr("infra.egress._ray_runs", lambda: False)  # another test may have left Ray running
     first = connect("test-a", 60, 1, 60, 600)
     assert connect("test-a", 30, 1, 60, 600) is first
     assert connect("test-b", 60, 1, 60, 600) is not first
 
 
 @pytest.mark.slow
-def test_ray_workers_share_one_egress_and_survive_its_loss(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_ray_workers_share_one_egress_and_survive_its_loss(ray_session):
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
-             runtime_env={"env_vars": {"PYTHONPATH": str(Path.cwd())}})
-    try:
-        @ray.remote
-        def worker() -> bool:
-            return connect("shared", 0.001, 3, 60, 600).ask() == 0.0
+    def ask() -> bool:
+        from infra.egress import connect
 
-        assert sum(ray.get([worker.remote() for _ in range(6)])) == 3
-        gate = connect("shared", 0, 1, 60, 600)
-        gate.throttled()
-        assert not any(ray.get([worker.remote() for _ in range(2)]))
-        ray.kill(ray.get_actor("egress-shared", namespace="pv3d"))
-        assert gate.ask() == 0.0
-    finally:
-        ray.shutdown()
+        return connect("shared", 0.001, 3, 60, 600).ask() == 0.0
+
+    worker = ray.remote(ask)
+    assert sum(ray.get([worker.remote() for _ in range(6)])) == 3
+    gate = connect("shared", 0, 1, 60, 600)
+    gate.throttled()
+    assert not any(ray.get([worker.remote() for _ in range(2)]))
+    actor = ray.get_actor("egress-shared", namespace="pv3d")
+    ray.kill(actor)
+    with pytest.raises(ray.exceptions.RayActorError):  # it may answer a little while
+        while True:
+            ray.get(actor.ask.remote())
+    assert gate.ask() == 0.0
