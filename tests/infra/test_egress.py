@@ -1,5 +1,6 @@
 """Manners: tokens, pauses, and that all workers share them."""
 
+import contextlib
 import threading
 
 import pytest
@@ -156,7 +157,7 @@ def test_ray_workers_share_one_egress_and_survive_its_loss(ray_session):
     assert not any(ray.get([worker.remote() for _ in range(2)]))
     actor = ray.get_actor("egress-shared", namespace="pv3d")
     ray.kill(actor)
-    with pytest.raises(ray.exceptions.RayActorError):  # it may answer a little while
+    with contextlib.suppress(ray.exceptions.RayActorError):  # it may answer a little while
         while True:
             ray.get(actor.ask.remote())
     assert gate.ask() == 0.0
