@@ -167,6 +167,17 @@ def generate(
     return {"files": names}, "\n".join(names)
 
 
+@main.command("import", epilog="Example: pv3d import model_300000.ckpt --out voxceleb")
+@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@answers
+def import_checkpoint(checkpoint: Path, out: Path) -> Answer:
+    """Turn a checkpoint of the paper's authors into one of ours; nothing in it is executed."""
+    from pipelines.import_official import import_official
+
+    return import_official(checkpoint, out)
+
+
 def _seeds(text: str) -> list[int]:
     """"0-3,7" -> [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
