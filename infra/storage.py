@@ -159,6 +159,8 @@ class FolderStorage(Storage):
         self.path(key).unlink(missing_ok=True)
 
     def check_writable(self) -> None:
+        root = Path(self.root)
+        absent = [folder for folder in (root, *root.parents) if not os.path.lexists(folder)]
         try:
             self.write(".writable", b"")
             self.delete(".writable")
@@ -168,6 +170,10 @@ class FolderStorage(Storage):
             raise StorageError(
                 f"storage.root: cannot write to {self.root} ({reason}); choose another folder"
             ) from None
+        finally:
+            with contextlib.suppress(OSError):  # a run that is refused later leaves no folder behind
+                for folder in absent:
+                    folder.rmdir()
 
 
 def open_storage(

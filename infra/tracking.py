@@ -6,17 +6,20 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from infra.storage import Storage
 
 log = logging.getLogger(__name__)
 
 BATCH = 1000  # MLflow's limit of metrics per call
+_SCHEMES = ("databricks", "databricks-uc", "uc", "file", "postgresql", "mysql", "mssql")
 PARAM_LENGTH = 6000  # of a parameter's value
 LOGGED_UNTIL = "pv3d.logged_until"  # tag: the last update whose metrics are there
 
@@ -133,6 +136,43 @@ def prepare_database(uri: str) -> None:
         MlflowClient(f"sqlite:///{folder}/new.db").search_experiments()
         with contextlib.suppress(FileExistsError):  # of another who was first
             os.link(f"{folder}/new.db", path)
+
+
+def check_tracking(uri: str) -> None:
+    """Raise ValueError unless a tracking server or a database can be at `uri`. Makes nothing; MLflow itself
+    would try for minutes."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme == "sqlite":
+        _check_database(uri, Path(uri.partition(":///")[2].partition("?")[0]))
+    elif scheme in ("http", "https"):
+        _check_server(uri)
+    elif "://" in uri and scheme not in _SCHEMES:
+        raise ValueError(f"storage.tracking: {uri} is no address of MLflow; write sqlite:///FILE or http://HOST")
+
+
+def _check_database(uri: str, path: Path) -> None:
+    try:
+        if path.exists():
+            with path.open("rb") as file:
+                head = file.read(16)
+            if head not in (b"", b"SQLite format 3\0"):
+                raise ValueError(f"storage.tracking: {uri}: the file is no SQLite database; name another")
+            return
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        raise ValueError(f"storage.tracking: {uri}: cannot be read ({error.strerror})") from None
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"storage.tracking: {uri}: nothing can be made in {folder}; name another place")
+
+
+def _check_server(uri: str) -> None:
+    try:
+        place = urlsplit(uri)
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=5).close()
+    except (OSError, OverflowError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise ValueError(f"storage.tracking: {uri}: nothing answers ({cause}); start the server") from None
 
 
 def artifact_folder(uri: str) -> str | None:

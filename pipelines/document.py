@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 SECTIONS = ("storage", "source", "stages", "train", "evaluate", "register", "profiles")
+MOST_VALUES = 100_000
 
 
 class WorkflowError(ValueError):
@@ -79,7 +80,7 @@ def _scalar(text: str) -> Any:
         return None
     if _BOOL.fullmatch(text):
         return text.lower() == "true"
-    if _INT.fullmatch(text):
+    if len(text) < 100 and _INT.fullmatch(text):  # longer ones Python may refuse to read
         return int(text, 10 if text[:2] not in ("0o", "0x") else 0)
     if _FLOAT.fullmatch(text):
         return float(text)
@@ -92,15 +93,36 @@ def parse(text: str, name: str) -> Value:
     """Read one YAML document. Raises WorkflowError with file, line and column."""
     try:
         node = yaml.compose(text, Loader=_Loader)
+        return _built(node, name)
+    except RecursionError:
+        raise WorkflowError(f"{name}: nested too deeply; a workflow has a few levels") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise WorkflowError(f"{place}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise WorkflowError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _built(node: yaml.Node | None, name: str) -> Value:
     if node is None:
         raise WorkflowError(f"{name}: empty; see the example in the README")
+    _count(node, name, {})
     return _build(node, name, ())
+
+
+def _count(node: yaml.Node, name: str, known: dict[int, int]) -> int:
+    """Values below a node with its aliases written out. Raises WorkflowError when they are absurdly many: a
+    few lines of aliases to aliases can stand for more than fits into memory."""
+    if id(node) not in known:
+        known[id(node)] = 1  # also for an alias inside the value that it names, which `_build` refuses
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [n for part in parts for n in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] += sum(_count(n, name, known) for n in inner)
+        if known[id(node)] > MOST_VALUES:
+            place = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+            raise WorkflowError(f"{place}: more than {MOST_VALUES:,} values; this is no workflow")
+    return known[id(node)]
 
 
 def parse_inline(text: str, place: str) -> Value:
@@ -109,9 +131,11 @@ def parse_inline(text: str, place: str) -> Value:
         return Value(None, place)
     try:
         node = yaml.compose(text, Loader=_Loader)
+        return _moved(_built(node, place) if node else Value(None, place), place)
+    except RecursionError:
+        raise WorkflowError(f"{place[:60]}...: nested too deeply; a setting has a few levels") from None
     except yaml.YAMLError:
         raise WorkflowError(f"{place}: the value is not YAML; quote it, as in --set 'key=\"a: b\"'") from None
-    return _moved(_build(node, place, ()) if node else Value(None, place), place)
 
 
 def _moved(value: Value, place: str) -> Value:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.checkpoints import CARD
 from infra.storage import FolderStorage, Storage
+from infra.tracking import check_tracking
 
 if TYPE_CHECKING:
     from model.generator import Generator
@@ -83,6 +84,7 @@ def registry(tracking: str) -> Iterator[None]:
     path = Path(tracking.removeprefix("sqlite:///"))
     if tracking.startswith("sqlite:///") and not path.is_file():
         raise ValueError(f"tracking {tracking}: no such database; give the one that the run wrote to")
+    check_tracking(tracking)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking)

@@ -35,10 +35,13 @@ def run_workflow(
     begun = time.monotonic()
     last_stage = check_until(workflow, until)
     from infra import cluster
+    from infra.tracking import check_tracking
     from pipelines.runner import prepare
 
     if ray_address and not in_process:
         cluster.check_address(ray_address)  # at once, even when little is left to do
+    if last_stage is None:
+        check_tracking(workflow.storage.tracking)  # not after hours of data
     try:
         prepared = prepare(workflow, until=last_stage, in_process=in_process, ray_address=ray_address)
         answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}

@@ -29,6 +29,13 @@ class StorageSettings(Closed):
     """MLflow's tracking URI."""
     s3: S3Settings = S3Settings()
 
+    @field_validator("root")
+    @classmethod
+    def _root(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise ValueError("should be the path of a folder or s3://bucket/prefix")
+        return value
+
 
 class Workers(Closed):
     """Bounds of a stage's pool. A pool grows on demand and shrinks when idle."""

@@ -91,7 +91,7 @@ def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:
     if dataset.size != size:
         raise ValueError(
             f"the shards hold frames of {dataset.size} px, {variant.name} makes {size} px; "
-            f"set stages.crop.size={size} or choose another train.variant"
+            f"set stages.AlignCrop.size={size} or choose another train.variant"
         )
     clips = [s for s in dataset.samples if s.split == "train" and s.frame_count >= span]
     if not clips:
@@ -102,9 +102,10 @@ def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:
     return sorted(clips, key=lambda s: s.clip_id)
 
 
-def check_batch(variant: Variant, workers: int) -> None:
-    """Raise ValueError unless `workers` can share a batch without changing its minibatch-std groups."""
-    batch, d = variant.recipe.batch, variant.model.discriminator
+def check_batch(variant: Variant, workers: int, batch: int | None = None) -> None:
+    """Raise ValueError unless `workers` can share a batch (None: the variant's) without changing its
+    minibatch-std groups."""
+    batch, d = batch or variant.recipe.batch, variant.model.discriminator
     if batch % workers:
         raise ValueError(
             f"train.batch: {batch} videos cannot be shared by {workers} workers; use a multiple of {workers}"

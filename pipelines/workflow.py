@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ from pipelines.settings import (
     TrainSettings,
     Workers,
 )
+from pipelines.train_job import check_batch
 from stages.base import GroupStage, Resources, Source, Stage
 from stages.clip import Clip
 from stages.sources.several import Several
 
 __all__ = ["Step", "Workflow", "WorkflowError", "load"]
 
+MOST_BYTES = 1 << 20
 LISTED = ("id", "source", "video", "fingerprint", "dataset", "licence", "listed")  # what every source writes
 
 
@@ -106,7 +109,11 @@ def load(path: str | Path, profile: str | None = None, overrides: Sequence[str] 
 
 def _read(path: Path, name: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise WorkflowError(f"{name}: more than {MOST_BYTES:,} bytes; this is no workflow")
+        return data.decode()
     except FileNotFoundError:
         raise WorkflowError(f"{name}: no such file; give the path of a workflow") from None
     except UnicodeDecodeError:
@@ -231,10 +238,15 @@ class _Builder:
     def _check_train(self, train: TrainSettings, steps: list[Step]) -> None:
         place = self.root.data["train"].at(["variant"])
         make = import_path(Value(train.variant, place.place), "train.variant")
-        variant = make() if callable(make) else None
+        variant = make() if callable(make) and _needs_nothing(make) else None
         resolution = getattr(getattr(variant, "model", None), "img_resolution", None)
         if resolution is None:
             raise place.error(f"train.variant: {train.variant} does not return a model.config.Variant")
+        try:
+            check_batch(variant, train.workers, train.batch)
+        except ValueError as error:
+            setting = "batch" if train.batch else "workers"
+            raise self.root.data["train"].at([setting]).error(str(error)) from None
         for number, step in enumerate(steps):
             size = getattr(step.stage, "size", None)
             if "crop_size" in step.stage.writes and size is not None and size != resolution:
@@ -262,6 +274,15 @@ def _missing_field(name: str, step: Step, steps: list[Step]) -> str:
             return f"{other.name!r} does: put it before {step.name!r}"
     close = difflib.get_close_matches(name, [w for other in steps for w in other.stage.writes], n=1)
     return f"did it mean {close[0]!r}?" if close else "add a stage that writes it"
+
+
+def _needs_nothing(function: Any) -> bool:
+    """Whether it can be called without an argument."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _absolute(root: str) -> str:

@@ -116,7 +116,10 @@ def _plain(name: str) -> str:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+        return False
     return target.is_file() and target.is_relative_to(folder)
 
 

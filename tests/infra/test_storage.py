@@ -184,3 +184,12 @@ def test_a_missing_bucket_is_one_line(s3):
     other = open_storage("s3://nothere/x")
     with pytest.raises(StorageError, match=r"NoSuchBucket.*create the bucket"):
         other.check_writable()
+
+
+def test_asking_whether_a_folder_can_be_written_leaves_no_folder_behind(tmp_path):
+    FolderStorage(tmp_path / "a" / "b").check_writable()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "kept").mkdir()
+    FolderStorage(tmp_path / "kept").check_writable()
+    FolderStorage(tmp_path / "kept" / "new").check_writable()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]

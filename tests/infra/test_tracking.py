@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.storage import FolderStorage
-from infra.tracking import Run, open_run
+from infra.tracking import Run, check_tracking, open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -91,3 +91,30 @@ def test_many_metrics_are_sent_in_pieces(place: Path) -> None:
         run.log(step, {"a": 1.0, "b": 2.0})
     run.flush()
     assert len(history(run, "a")) == len(history(run, "b")) == 600
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite:///{place}/text.db", "is no SQLite database"),
+        ("sqlite:///{place}/text.db/below.db", "storage.tracking"),
+        ("sqlite:///{place}", "cannot be read"),
+        ("http://127.0.0.1:1", "nothing answers"),
+        ("http://127.0.0.1:99999", "nothing answers"),
+        ("http://", "nothing answers"),
+        ("foo://x", "is no address of MLflow"),
+    ],
+)
+def test_a_tracking_place_that_cannot_be_is_refused_at_once(uri: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is a text of more than sixteen letters")
+    with pytest.raises(ValueError, match=message) as refused:
+        check_tracking(uri.format(place=tmp_path))
+    assert str(refused.value).startswith("storage.tracking: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_new_database_is_fine_and_asking_makes_nothing(tmp_path: Path) -> None:
+    check_tracking(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+    opened(tmp_path)
+    check_tracking(f"sqlite:///{tmp_path}/new/folder/mlflow.db")

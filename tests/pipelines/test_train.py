@@ -363,7 +363,7 @@ def test_other_settings_start_another_run_and_more_steps_continue(data: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "model.config:tiny"}, "frames of 16 px, tiny makes 64 px; set stages.crop.size=64"),
+        ({"variant": "model.config:tiny"}, "frames of 16 px, tiny makes 64 px; set stages.AlignCrop.size=64"),
         ({"variant": "small_variant:long"}, "no training clip has the 96 frames .* the longest of 4 has 51"),
         ({"workers": 3}, "train.batch: 4 videos cannot be shared by 3 workers"),
         (

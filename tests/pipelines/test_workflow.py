@@ -221,3 +221,32 @@ def test_the_key_of_a_stage_depends_on_its_settings_alone(tiny):
     key = tiny.load().steps[1].key
     assert tiny.load("stages.Mark.workers.max=2", "stages.Mark.name=other").steps[1].key == key
     assert tiny.load("stages.Mark.value=2").steps[1].key != key
+
+
+def test_a_workflow_that_would_fill_the_memory_is_refused_at_once(tiny):
+    assert "nested too deeply" in refused(tiny, "a: " + "[" * 20_000)
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    assert "more than 100,000 values; this is no workflow" in refused(tiny, bomb)
+    assert "bytes; this is no workflow" in refused(tiny, "# comment\n" * 200_000)
+
+
+def test_an_override_that_python_cannot_read_is_refused_in_its_place(tiny):
+    assert "nested too deeply" in refused(tiny, None, "train.steps=" + "[" * 20_000)
+    assert "train.steps: should be a valid integer" in refused(tiny, None, "train.steps=" + "9" * 5000)
+
+
+@pytest.mark.parametrize("root", ['""', '" "', '"a\\0b"', '"a\\nb"'])
+def test_a_storage_root_that_is_no_path_is_refused(tiny, root):
+    assert "storage.root: should be the path of a folder" in refused(tiny, None, f"storage.root={root}")
+
+
+@pytest.mark.parametrize("variant", ["os.path:join", "json:dumps", "os:sep"])
+def test_a_variant_that_is_no_function_without_arguments_is_refused(tiny, variant):
+    message = refused(tiny, None, f"train.variant={variant}")
+    assert f"train.variant: {variant} does not return a model.config.Variant" in message
+
+
+def test_workers_that_cannot_share_the_batch_are_refused_before_any_work(tiny, text):
+    assert "train.batch: 7 videos cannot be shared by 2 workers" in refused(tiny, None, "train.batch=7")
+    three = text.replace("train:\n", "train:\n  workers: 3\n")
+    assert "workflow.yaml:12:12: train.batch: 4 videos cannot be shared by 3" in refused(tiny, three)

@@ -13,6 +13,7 @@ from stages import Clip, Drop, GroupStage, Rejected, Resources, Source, Stage, T
 
 
 def note(store, stage, unit):
+    Path(store.root).mkdir(parents=True, exist_ok=True)
     with Path(store.root, "calls.log").open("a") as file:
         file.write(f"{stage} {unit}\n")
 
