@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 import click
 
 Answer = tuple[dict[str, Any], str]
+
+MOST_SEEDS = 1_000_000
 
 
 class _Program(click.Group):
@@ -183,8 +186,10 @@ def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not re.fullmatch("[0-9]{1,18}", first) or (dash and not re.fullmatch("[0-9]{1,18}", last)):
             raise ValueError(f"--seeds {text}: {part!r} is no seed; write 0-3 or 1,5,9")
+        if len(seeds) + int(last or first) - int(first) >= MOST_SEEDS:
+            raise ValueError(f"--seeds {text}: more than {MOST_SEEDS:,} videos; ask for fewer")
         seeds.extend(range(int(first), int(last or first) + 1))
     if not seeds:
         raise ValueError(f"--seeds {text}: holds no seed; write 0-3 or 1,5,9")

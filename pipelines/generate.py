@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ def generate(
     from pipelines.progress import Progress
     from stages.video import write_video
 
+    for option, value in (("--yaw", yaw_deg), ("--psi", psi)):
+        if not math.isfinite(value):
+            raise ValueError(f"{option} {value}: must be a finite number")
     opened = open_model(model, tracking)
     times = opened.clips.window_times(opened.generator.config, frames)
     make_folder(out)
@@ -79,3 +84,5 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {folder}: cannot be a folder ({error.strerror}); give another") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {folder}: cannot be written to; give another")

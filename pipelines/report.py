@@ -30,7 +30,8 @@ NOT_LOSSES = ("time/", "memory/", "blur_sigma", "rendering_resolution", "/grad_n
 def report(workflow: Workflow) -> Path | str:
     """Write `report/index.html` into the store; returns its path, or its key where the store is no folder."""
     store = workflow.store()
-    store.write(KEY, render(collect(workflow, store)).encode())
+    # A file name need not be text: what of it cannot be written is a question mark.
+    store.write(KEY, render(collect(workflow, store)).encode(errors="replace"))
     return store.path(KEY) if isinstance(store, FolderStorage) else f"{store.root}/{KEY}"
 
 

@@ -187,7 +187,7 @@ def test_seeds_are_lists_and_ranges(text, seeds):
     assert _seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-3"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-3", "²", "9" * 30, "0-99999999999"])
 def test_seeds_that_are_none_are_refused(text):
     from pipelines.cli import _seeds
 

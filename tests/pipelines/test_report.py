@@ -159,6 +159,13 @@ def test_the_page_is_one_file_and_escapes_what_videos_are_called(workflow: Workf
     assert [p.name for p in path.parent.iterdir()] == ["index.html"]
 
 
+def test_a_file_name_that_is_no_text_does_not_stop_the_report(workflow: Workflow) -> None:
+    video = Path(next(iter(workflow.source.clips(workflow.store()))).video)
+    video.rename(video.with_name("odd\udcff-frozen.mp4"))
+    prepare(workflow, in_process=True)
+    assert "odd?-frozen.mp4" in Path(report(workflow)).read_text()
+
+
 def test_metrics_are_listed_with_their_value_or_the_reason(workflow: Workflow) -> None:
     value = {
         "value": 1.2345,
