@@ -238,7 +238,7 @@ class _Builder:
     def _check_train(self, train: TrainSettings, steps: list[Step]) -> None:
         place = self.root.data["train"].at(["variant"])
         make = import_path(Value(train.variant, place.place), "train.variant")
-        variant = make() if callable(make) and _needs_nothing(make) else None
+        variant: Any = make() if callable(make) and _needs_nothing(make) else None
         resolution = getattr(getattr(variant, "model", None), "img_resolution", None)
         if resolution is None:
             raise place.error(f"train.variant: {train.variant} does not return a model.config.Variant")

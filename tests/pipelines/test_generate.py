@@ -109,6 +109,16 @@ def test_a_model_that_is_not_there_is_named_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("option", "value"), [("yaw", "nan"), ("psi", "inf")])
+def test_an_angle_or_truncation_that_is_no_number_is_refused(
+    option: str, value: str, tracking: str, tmp_path: Path
+) -> None:
+    given = {"yaw_deg" if option == "yaw" else option: float(value)}
+    with pytest.raises(ValueError, match=f"--{option} {value}: must be a finite number"):
+        generate("models:/faces/1", seeds=[0], frames=2, out=tmp_path / "out", tracking=tracking, **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_database_that_does_not_exist_is_refused_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such database"):
         generate("models:/a@b", seeds=[0], frames=2, out=tmp_path, tracking=f"sqlite:///{tmp_path}/absent.db")
