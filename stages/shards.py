@@ -13,6 +13,7 @@ same names, the loser of a create deletes nothing, and a reader never sees half 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.storage import Storage
+from infra.storage import Storage, check_key
 from stages.base import GroupStage, Rejected
 from stages.clip import Clip
 
@@ -215,27 +216,50 @@ class Dataset:
         return array
 
     def _member(self, sample: Sample, name: str) -> bytes:
-        if sample.index not in self._indices:
-            rows = json.loads(self.store.read(sample.index))["members"]
-            self._indices[sample.index] = {f"{key}.{member}": (at, size) for key, member, at, size in rows}
-        at, size = self._indices[sample.index][f"{sample.clip_id}.{name}"]
-        return self.store.read_range(sample.tar, at, size)
+        with _naming(self.store, sample.index):
+            if sample.index not in self._indices:
+                rows = json.loads(self.store.read(sample.index))["members"]
+                self._indices[sample.index] = {f"{clip}.{name}": (at, size) for clip, name, at, size in rows}
+            at, size = self._indices[sample.index][f"{sample.clip_id}.{name}"]
+        with _naming(self.store, sample.tar):
+            return self.store.read_range(sample.tar, at, size)
 
 
 def open_dataset(store: Storage, version: str | None = None) -> Dataset:
     """The dataset in `store`: its latest version, or `version`. Raises ValueError when there is none."""
-    try:
-        if version is None:
+    if version is None:
+        if not store.exists(LATEST):
+            raise ValueError(f"no shards in {store.root}; run `pv3d run --until WriteShards` first")
+        with _naming(store, LATEST):
             version = str(json.loads(store.read(LATEST))["version"])
-        content = json.loads(store.read(f"dataset/{version}.json"))
-    except FileNotFoundError:
-        wanted = f"no version {version} of the shards" if version else "no shards"
-        raise ValueError(f"{wanted} in {store.root}; run `pv3d run --until WriteShards` first") from None
+    key = check_key(f"dataset/{version}.json")
+    if not store.exists(key):
+        raise ValueError(
+            f"no version {version} of the shards in {store.root}; run `pv3d run --until WriteShards` first"
+        )
+    with _naming(store, key):
+        content = json.loads(store.read(key))
+        manifests = [check_key(manifest) for manifest in content["manifests"]]
+        size, fps = int(content["size"]), float(content["fps"])
     samples = []
-    for key in content["manifests"]:
-        manifest = json.loads(store.read(key))
-        samples += [Sample(**s, tar=manifest["tar"], index=manifest["index"]) for s in manifest["samples"]]
-    return Dataset(store, version, content["size"], content["fps"], samples, content["manifests"])
+    for key in manifests:
+        with _naming(store, key):
+            manifest = json.loads(store.read(key))
+            tar, index = check_key(manifest["tar"]), check_key(manifest["index"])
+            samples += [Sample(**s, tar=tar, index=index) for s in manifest["samples"]]
+    return Dataset(store, version, size, fps, samples, manifests)
+
+
+@contextlib.contextmanager
+def _naming(store: Storage, key: str) -> Iterator[None]:
+    """Turn what reading a lost or damaged file raises into one line (a ValueError) that names the file."""
+    try:
+        yield
+    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise ValueError(
+            f"{key} in {store.root} is {what}; bring it back, or make the shards in another storage.root"
+        ) from error
 
 
 def decode_jpeg(data: bytes, what: str) -> NDArray[np.uint8]:

@@ -200,3 +200,27 @@ def test_refuses_clips_of_two_sizes(tmp_path: Path) -> None:
     store = FolderStorage(tmp_path)
     with pytest.raises(ValueError, match="different size and rate"):
         write(store, [clip_in(store, "a"), clip_in(store, "b", crop_size=64)])
+
+
+@pytest.mark.parametrize("kind", ["dataset/latest", "dataset/", "manifest/", ".index.json", ".tar"])
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"", b"null", b"[]", b"{}", None])
+def test_a_damaged_file_of_the_dataset_is_named_in_one_line(
+    kind: str, damage: bytes | None, tmp_path: Path
+) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, "a")])
+    keys = [key for key in store.list() if not key.startswith("aligned/") and kind in key]
+    key = next(key for key in keys if kind != "dataset/" or "latest" not in key)
+    if damage is None:
+        store.delete(key)
+    else:
+        store.write(key, damage)
+
+    def read() -> None:
+        dataset = open_dataset(store)
+        dataset.frames(dataset.samples[0], [0])
+
+    with pytest.raises(ValueError, match=r"run --until WriteShards|is damaged|is missing") as refused:
+        read()
+    assert "\n" not in str(refused.value)
+    assert any(name in str(refused.value) for name in (key, "no version", "no shards"))
