@@ -34,12 +34,15 @@ check: setup
 
 setup: $(VENV)/installed
 
+# DeepSpeed's installer asks bash whether there is a git; where bash is missing, sh answers as well.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pv3d needs Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@echo "setting up $(VENV); this happens once (the README says how much is downloaded)"
 	@start=$$(date +%s); \
 		$(PYTHON) -m venv $(VENV) && \
+		mkdir -p $(VENV)/sh && { command -v bash >/dev/null || ln -sf /bin/sh $(VENV)/sh/bash; } && \
+		PATH="$$PATH:$(CURDIR)/$(VENV)/sh" && export PATH && \
 		$(if $(TORCH_INDEX),$(PIP) install -q --index-url $(TORCH_INDEX) -c constraints.txt torch &&) \
 		$(PIP) install -q -c constraints.txt -e '.[all,dev]' && \
 		touch $@ && echo "set up in $$(( $$(date +%s) - start )) s"

@@ -31,7 +31,7 @@ BENCHES = {
 def run_bench(name: str, data: str | None, options: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Run one bench. Raises ValueError for an unknown name or option."""
     if name not in BENCHES:
-        raise ValueError(f"bench {name}: unknown{did_you_mean(name, BENCHES)}; known: {', '.join(BENCHES)}")
+        raise ValueError(f"bench {name}: unknown{did_you_mean(name, BENCHES)}")
     module, _, function = BENCHES[name].partition(":")
     measure: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
     known = inspect.signature(measure).parameters

@@ -91,7 +91,8 @@ def register_generator(
     """Log `generator` into the MLflow run and give its new version `alias` and `tags`.
 
     A checkpoint is registered once: when a version with the same weights, code and `checkpoint` exists, that
-    one gets the alias. The tracking URI is that of the process.
+    one is returned, and gets the alias unless a later version has it. The tracking URI is that of the
+    process.
     """
     from mlflow import MlflowClient
 
@@ -99,12 +100,22 @@ def register_generator(
     identity = {"checkpoint": checkpoint, "weights": _weights_hash(generator), "code": code_version()}
     for old in client.search_model_versions(f"name = '{name}'"):
         if all(old.tags.get(key) == value for key, value in identity.items()):
-            return _point(client, Version(name, int(old.version), alias, created=False), tags)
+            return _again(client, Version(name, int(old.version), alias, created=False), tags)
     with tempfile.TemporaryDirectory(prefix="pv3d-register-") as folder:
         number = _log(generator, Path(folder), name=name, run_id=run_id, tags={**identity, **tags})
     for key, value in identity.items():
         client.set_model_version_tag(name, str(number), key, value)
     return _point(client, Version(name, number, alias, created=True), tags)
+
+
+def _again(client: Any, version: Version, tags: dict[str, str]) -> Version:
+    """A run that has nothing new to register takes the alias from no later version."""
+    held = client.get_registered_model(version.name).aliases.get(version.alias)
+    if held is not None and int(held) >= version.version:
+        log.info("%s version %d was registered before; %s is version %s",
+                 version.name, version.version, version.alias, held)  # fmt: skip
+        return version
+    return _point(client, version, tags)
 
 
 def _point(client: Any, version: Version, tags: dict[str, str]) -> Version:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def run_workflow(
         prepared = prepare(workflow, until=last_stage, in_process=in_process, ray_address=ray_address)
         answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}
         if last_stage is None:
-            answer.update(_after_data(workflow, until, ray_address))
+            answer.update(_after_data(workflow, until, ray_address, prepared.kept))
     finally:
         cluster.stop()
     answer["seconds"] = round(time.monotonic() - begun, 1)
@@ -54,12 +56,17 @@ def run_workflow(
     return answer, _closing(workflow, answer)
 
 
-def _after_data(workflow: Workflow, until: str | None, ray_address: str | None) -> dict[str, Any]:
+def _after_data(
+    workflow: Workflow, until: str | None, ray_address: str | None, kept: int
+) -> dict[str, Any]:
     from pipelines.evaluate import evaluate
     from pipelines.register import register
     from pipelines.report import report
     from pipelines.train import train
 
+    if not kept:
+        page = report(workflow)
+        raise ValueError(f"no clip is left to train on: {_why_not(workflow)}; the report shows them: {page}")
     found: dict[str, Any] = {"training": train(workflow, ray_address=ray_address)}
     if until == "train":
         return found
@@ -70,6 +77,13 @@ def _after_data(workflow: Workflow, until: str | None, ray_address: str | None) 
     found["model"] = {"name": version.name, "version": version.version, "alias": version.alias}
     found["report"] = str(report(workflow))
     return found
+
+
+def _why_not(workflow: Workflow) -> str:
+    """"no face (3), truncated (1)": the reasons of what was rejected or failed, most frequent first."""
+    answer, _ = workflow_status(workflow)
+    reasons = Counter(unit["reason"] for unit in answer["units"] if unit["state"] in ("rejected", "failed"))
+    return ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
 
 
 def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
@@ -86,7 +100,9 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
         name, version, alias = (answer["model"][key] for key in ("name", "version", "alias"))
         lines.append(f"model       {name} version {version} (models:/{name}@{alias})")
     if "training" in answer:
-        lines.append(f"MLflow      mlflow ui --backend-store-uri {shlex.quote(workflow.storage.tracking)}")
+        mlflow = Path(sys.executable).with_name("mlflow")  # of this environment, which need not be active
+        command = [str(mlflow), "ui", "--backend-store-uri", workflow.storage.tracking]
+        lines.append(f"MLflow      {shlex.join(command)}")
     minutes, seconds = divmod(round(answer["seconds"]), 60)
     lines.append(f"took        {minutes} min {seconds} s" if minutes else f"took        {seconds} s")
     return "\n".join(lines)
