@@ -22,7 +22,7 @@ help:
 	@echo "make clean   remove the environment and the demo's run"
 
 demo: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pv3d run --profile demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/$(VENV)/sh" $(BIN)/pv3d run --profile demo
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)
@@ -34,7 +34,7 @@ check: setup
 
 setup: $(VENV)/installed
 
-# DeepSpeed's installer asks bash whether there is a git; where bash is missing, sh answers as well.
+# DeepSpeed's installer and Ray's workers call bash; where it is missing, sh serves as well.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pv3d needs Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
