@@ -1,4 +1,4 @@
-"""The CPU allocator that PyTorch's large tensors need (reference: ../shared/reference/speed.md, finding 1).
+"""The CPU allocator that PyTorch's large tensors need.
 
 glibc maps every block over 32 MB afresh and unmaps it on free, so each large result pays page faults. Call
 `tune_allocator` at the start of a command, before the first tensor; a library must not.
