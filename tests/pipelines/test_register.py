@@ -90,6 +90,16 @@ def test_another_checkpoint_becomes_a_new_version_with_the_alias(version: Versio
     assert int(MlflowClient().get_model_version_by_alias("moved", "candidate").version) == 2
 
 
+def test_a_run_with_nothing_new_takes_the_alias_from_no_later_version(run_id: str) -> None:
+    torch.manual_seed(2)
+    first, second = Generator(tiny().model).eval(), Generator(tiny().model).eval()
+    register(first, run_id, name="idle", checkpoint="train/checkpoints/1")
+    register(second, run_id, name="idle", checkpoint="train/checkpoints/2")
+    again = register(first, run_id, name="idle", checkpoint="train/checkpoints/1")
+    assert (again.version, again.created) == (1, False)
+    assert int(MlflowClient().get_model_version_by_alias("idle", "candidate").version) == 2
+
+
 def test_predictions_are_the_generators_own_pixels(version: Version, generator: Generator) -> None:
     loaded = mlflow.pyfunc.load_model("models:/faces@candidate")
     rows = {"seed": [5, 2, 5], "time": [0.0, 0.0, 1.0], "yaw_deg": [10.0, 0.0, 10.0]}
