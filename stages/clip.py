@@ -43,9 +43,12 @@ class Clip:
     # --- faces: the person ---------------------------------------------------------------------------
     face_boxes: Array | None = None          # float32 [T, 4], source px: left, top, right, bottom
     landmarks: Array | None = None           # float32 [T, 68, 2], source px, iBUG order, as detected
+    mesh: Array | None = None                # float32 [T, M, 2], source px: all points of a backend with more
+    landmark_backend: str = ""               # what found them; where its points lie on a head belongs to it
 
     # --- smooth --------------------------------------------------------------------------------------
     smooth_landmarks: Array | None = None    # float32 [T, 68, 2], source px, low-passed over time
+    smooth_mesh: Array | None = None         # float32 [T, M, 2], source px, as `mesh`
 
     # --- crop: the training square -------------------------------------------------------------------
     crop_transforms: Array | None = None     # float64 [T, 2, 3]: source px (x, y, 1) -> crop px

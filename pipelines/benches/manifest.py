@@ -1,0 +1,47 @@
+"""A folder of real clips that a bench measures on: `manifest.csv`, `videos/`, `reference/`, `weights/`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+NEEDED = ("file", "kind", "identity")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row of the manifest."""
+
+    name: str                                # the file's stem
+    path: Path
+    kind: str                                # talk (framed), raw (to be cropped), neg (something is wrong with it)
+    identity: str                            # label of the person; several for "a+b"
+    aligned: bool                            # cropped and aligned already, by the paper's authors
+
+    @property
+    def good(self) -> bool:
+        """Whether the clip ought to be kept."""
+        return self.kind != "neg"
+
+
+def read(data: Path) -> list[Listed]:
+    """The rows of DATA/manifest.csv whose files are there, in its order. Raises ValueError naming the file."""
+    path = data / "manifest.csv"
+    if not path.is_file():
+        raise ValueError(f"--data {data}: has no manifest.csv; give a folder of clips with one")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    missing = [name for name in NEEDED if rows and name not in rows[0]]
+    if not rows or missing:
+        raise ValueError(f"{path}: {f'has no column {missing[0]!r}' if missing else 'is empty'}")
+    root = data.resolve()
+    found = []
+    for row in rows:
+        file_path = (root / row["file"]).resolve()
+        if not file_path.is_relative_to(root):
+            raise ValueError(f"{path}: file {row['file']!r} leaves the folder")
+        if file_path.is_file():
+            found.append(Listed(file_path.stem, file_path, row["kind"], row["identity"],
+                                row.get("aligned", "no") == "yes"))  # fmt: skip
+    return found
