@@ -15,7 +15,7 @@ class Listed:
 
     name: str                                # the file's stem
     path: Path
-    kind: str                                # talk (framed), raw (to be cropped), neg (something is wrong with it)
+    kind: str                                # talk: framed; raw: to be cropped; neg: something is wrong
     identity: str                            # label of the person; several for "a+b"
     aligned: bool                            # cropped and aligned already, by the paper's authors
 
@@ -26,7 +26,7 @@ class Listed:
 
 
 def read(data: Path) -> list[Listed]:
-    """The rows of DATA/manifest.csv whose files are there, in its order. Raises ValueError naming the file."""
+    """The rows of DATA/manifest.csv whose files are there. Raises ValueError naming the file."""
     path = data / "manifest.csv"
     if not path.is_file():
         raise ValueError(f"--data {data}: has no manifest.csv; give a folder of clips with one")
