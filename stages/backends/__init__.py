@@ -1,7 +1,8 @@
 """Models behind small interfaces. A workflow names one by its import path: `stages.backends.dlib:DlibFaces`.
 
-A backend is made in a worker, once, by a constructor without arguments, and holds its model from then on. It
-keeps no state between frames: what it answers depends on its arguments alone.
+A backend is made in a worker, once, by a constructor without arguments, and holds its model from then on. An
+identity backend keeps no state. A face backend may follow a face from frame to frame, so it is told when a
+clip starts: what it answers depends on the calls since then, never on what its worker saw before.
 """
 
 from __future__ import annotations
@@ -25,23 +26,44 @@ class Detection:
 
 
 class FaceBackend(Protocol):
-    """Finds faces and their 68 points (iBUG order, 0-based)."""
+    """Finds faces and their P points: the 68 of iBUG (0-based), or more, in an order of its own."""
 
     name: str
     believe_above: float                     # a detection with this score is a face; with less it may be one
     smallest_px: float                       # smallest face that the detector finds
+    points68: NDArray[np.intp] | None        # [68]: which of its points are iBUG's; None when they are these
+
+    def start(self) -> None:
+        """A new clip begins: forget the one before."""
+        ...
 
     def detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
         """Faces in a frame, uint8 [H, W, 3] RGB, best score first; false positives may be among them."""
         ...
 
     def landmarks(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.float32]:
-        """float32 [68, 2], px of the frame, of the face in `box`."""
+        """float32 [P, 2], px of the frame, of the face in `box`; all NaN when the model sees none there.
+
+        Frames come in the order of time, as a rule: a backend that follows may look where the face was.
+        """
         ...
 
     def box(self, landmarks: NDArray[np.float32]) -> Box:
-        """The box that `detect` would give the face with these points: where to look for it next."""
+        """The box that `detect` would give the face with these points [P, 2]: where to look for it next."""
         ...
+
+    @classmethod
+    def rigid(cls) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """(indices [R] into its points that do not move when a face speaks, where they lie [R, 3]).
+
+        Places are in the frame and units of `stages.face_model`. Needs no model, so no worker.
+        """
+        ...
+
+
+def to_68(model: type[FaceBackend], points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The 68 of iBUG [..., 68, 2] among a backend's points [..., P, 2]."""
+    return points if model.points68 is None else points[..., model.points68, :]
 
 
 class IdentityBackend(Protocol):

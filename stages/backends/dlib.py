@@ -15,6 +15,7 @@ import dlib
 import numpy as np
 from numpy.typing import NDArray
 
+from stages import face_model
 from stages.backends import Box, Detection
 
 DETECT_ABOVE = -0.4              # below 0: more turned and dim faces, and more sleeves; the caller judges
@@ -44,10 +45,14 @@ class DlibFaces:
     name: ClassVar[str] = "dlib"
     believe_above: ClassVar[float] = 0.2     # sleeves score up to 0.1, faces of talking heads 0.25 to 3
     smallest_px: ClassVar[float] = 80.0
+    points68: ClassVar[NDArray[np.intp] | None] = None
 
     def __init__(self) -> None:
         self._detector = dlib.get_frontal_face_detector()
         self._predictor = dlib.shape_predictor(model_file("shape_predictor_68_face_landmarks.dat"))
+
+    def start(self) -> None:
+        """It looks at every frame by itself."""
 
     def detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
         boxes, scores, _ = self._detector.run(_grey(frame), 0, DETECT_ABOVE)
@@ -75,6 +80,10 @@ class DlibFaces:
         x, y = (low + high) / 2 + extent * np.array(BOX_SHIFT)
         half = extent * BOX_SIDE / 2
         return (float(x - half), float(y - half), float(x + half), float(y + half))
+
+    @classmethod
+    def rigid(cls) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        return face_model.RIGID, face_model.LANDMARKS[face_model.RIGID]
 
 
 class DlibIdentity:
