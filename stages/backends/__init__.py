@@ -32,6 +32,7 @@ class FaceBackend(Protocol):
     believe_above: float                     # a detection with this score is a face; with less it may be one
     smallest_px: float                       # smallest face that the detector finds
     points68: NDArray[np.intp] | None        # [68]: which of its points are iBUG's; None when they are these
+    follows: bool                            # it looks where the face was: asked once a frame, in order
 
     def start(self) -> None:
         """A new clip begins: forget the one before."""

@@ -46,6 +46,7 @@ class DlibFaces:
     believe_above: ClassVar[float] = 0.2     # sleeves score up to 0.1, faces of talking heads 0.25 to 3
     smallest_px: ClassVar[float] = 80.0
     points68: ClassVar[NDArray[np.intp] | None] = None
+    follows: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._detector = dlib.get_frontal_face_detector()
