@@ -98,8 +98,9 @@ class Egress:
         return (1.0 - self._tokens) / self._per_s
 
     def throttled(self, pause_s: float | None = None) -> float:
-        """A server said slow down: pause everybody, `pause_s` at least. Seconds until the next request.
+        """A server said slow down: pause everybody, for `pause_s` at least, as far as the longest pause goes.
 
+        Returns seconds until the next request.
         Answers that arrive while the road is closed are of requests that left before: they count once.
         """
         with self._lock:
@@ -108,7 +109,8 @@ class Egress:
                 self._throttlings += 1
                 pause = min(self._pause_s * 2.0 ** (self._throttlings - 1), self._longest_s)
                 self._open_until, self._probe_until = now + pause, 0.0
-            self._open_until = max(self._open_until, now + (pause_s or 0.0))
+            wish = min(pause_s or 0.0, self._longest_s)          # one odd server must not stop us for days
+            self._open_until = max(self._open_until, now + wish)
             return self._open_until - now
 
     def succeeded(self) -> None:

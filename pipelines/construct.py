@@ -28,6 +28,15 @@ def settings_of(thing: Any) -> dict[str, Any]:
     return plain
 
 
+def output_settings(stage: Any, access: bool = False) -> dict[str, Any]:
+    """Settings that decide what comes out of a stage; with `access`, also those that say who asks for it."""
+    marks = {f.name: f.metadata for f in dataclasses.fields(stage)}
+    return {
+        name: value for name, value in settings_of(stage).items()
+        if marks[name].get("output", True) or (access and marks[name].get("access"))
+    }  # fmt: skip
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)

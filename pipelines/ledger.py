@@ -156,10 +156,11 @@ class Ledger:
             self._records[stage] = found
         return self._records[stage]
 
-    def current(self, stage: str, key: str, ref: Ref) -> Record | None:
-        """The record of a unit, when it holds for this key and this input."""
+    def current(self, stage: str, key: str, ref: Ref, barred_key: str = "") -> Record | None:
+        """The record of a unit, when it holds for this key (or that of barred units) and this input."""
         record = self.records(stage).get(ref.id)
-        return record if record and record.key == key and record.input == ref.digest else None
+        holds = record is not None and record.key in (key, barred_key) and record.input == ref.digest
+        return record if holds else None
 
     def _segment(self, key: str, present: set[str]) -> list[Record]:
         try:

@@ -71,7 +71,7 @@ def _current(step: Step, ledger: Ledger, refs: list[Ref]) -> list[tuple[Ref, Rec
         refs = [
             ref for members in groups if group_outputs(step, ledger, members) is not None for ref in members
         ]
-    pairs = [(ref, ledger.current(step.name, step.key, ref)) for ref in refs]
+    pairs = [(ref, ledger.current(step.name, step.key, ref, step.barred_key)) for ref in refs]
     return [(ref, record) for ref, record in pairs if record is not None]
 
 

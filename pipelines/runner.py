@@ -18,6 +18,7 @@ from pipelines.progress import Progress
 from pipelines.work import Chain
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
+from stages.sources.several import mark_duplicates
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def steps_until(workflow: Workflow, until: str | None) -> tuple[Step, ...]:
 def listed(workflow: Workflow, store: Storage) -> Iterator[Ref]:
     """The videos of the source. Raises ValueError for an id that is unfit or comes twice."""
     seen: set[str] = set()
-    for clip in workflow.source.clips(store):
+    for clip in mark_duplicates(workflow.source.clips(store)):
         if not _ID.fullmatch(clip.id):
             raise ValueError(f"source: id {clip.id!r} of {clip.source}: use letters, digits, _ and -")
         if clip.id in seen:
@@ -196,7 +197,7 @@ class _Run:
                     ended.append(ref)
                     continue
                 step, pool = self.steps[at], pool_of[at - start]
-                record = self.ledger.current(step.name, step.key, ref)
+                record = self.ledger.current(step.name, step.key, ref, step.barred_key)
                 if record is None or record.again:
                     self.progress.expect(step.name)
                     position = at - pool.offset
@@ -259,8 +260,8 @@ class _Run:
             if piece.stage > work.first:
                 self.progress.expect(step.name)
             record = Record(
-                piece.unit, work.refs[0].source, step.key, piece.input, piece.state, piece.reason,
-                piece.detail, work.attempts, piece.seconds, piece.outputs,
+                piece.unit, work.refs[0].source, step.barred_key if piece.barred else step.key, piece.input,
+                piece.state, piece.reason, piece.detail, work.attempts, piece.seconds, piece.outputs,
                 again=piece.again,
             )  # fmt: skip
             refs = self.ledger.add(step.name, record, piece.clips)

@@ -60,8 +60,8 @@ class StepSettings(Closed):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
     resources: ResourceSettings = ResourceSettings()
     workers: Workers = Workers()
-    timeout_s: float = Field(default=3600.0, gt=0)
-    """A unit that takes longer is retried once alone and then failed as timed out."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """A unit that takes longer is retried once alone and then failed as timed out. None: the stage's own."""
 
 
 class TrainSettings(Closed):

@@ -79,7 +79,7 @@ def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
 
 def _current(step: Step, ledger: Ledger, refs: list[Ref]) -> Iterable[tuple[Ref, Record | None]]:
     if not isinstance(step.stage, GroupStage):
-        return [(ref, ledger.current(step.name, step.key, ref)) for ref in refs]
+        return [(ref, ledger.current(step.name, step.key, ref, step.barred_key)) for ref in refs]
     pairs: list[tuple[Ref, Record | None]] = []
     for members in groups_of(step, ledger, refs).values():
         done = group_outputs(step, ledger, members) is not None

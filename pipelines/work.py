@@ -16,7 +16,7 @@ from infra.storage import Storage, StorageError, open_storage
 from pipelines.construct import construct, import_path
 from pipelines.document import Value
 from pipelines.ledger import Output
-from stages.base import Drop, GroupStage, Rejected, Stage, TryLater
+from stages.base import Barred, Drop, GroupStage, Rejected, Stage, TryLater
 from stages.clip import Clip
 
 AnyStage = Stage | GroupStage
@@ -59,6 +59,7 @@ class Piece:
     reason: str = ""
     detail: str = ""
     again: bool = False                                 # failed, and the next run tries it again
+    barred: bool = False                                # rejected for who asked
     seconds: float = 0.0
     outputs: list[Output] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)     # of the outputs
@@ -121,7 +122,7 @@ class Chain:
         except Drop as drop:
             piece.outputs, piece.clips = [], []
             piece.state, piece.reason, piece.detail = drop.state, drop.reason, drop.detail
-            piece.again = isinstance(drop, TryLater)
+            piece.again, piece.barred = isinstance(drop, TryLater), isinstance(drop, Barred)
         else:
             if not piece.outputs:
                 piece.state, piece.reason = "rejected", "nothing left"

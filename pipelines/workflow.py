@@ -13,11 +13,12 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from infra.storage import Storage, open_storage
-from pipelines.construct import T, check_paths, construct, import_path, settings_of, validate
+from pipelines.construct import T, check_paths, construct, import_path, output_settings, settings_of, validate
 from pipelines.document import SECTIONS, Value, WorkflowError, did_you_mean, parse
 from pipelines.overlay import Overlay, override_change, profile_changes
 from pipelines.settings import (
@@ -55,12 +56,19 @@ class Step:
         """The stage's own settings, JSON values."""
         return settings_of(self.stage)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """sha256 (hex) of what decides the output of the stage: class, version and settings."""
+        return self._hash(output_settings(self.stage))
+
+    @cached_property
+    def barred_key(self) -> str:
+        """The key of what was rejected for who asked (`Barred`): as `key`, with the settings of access."""
+        return self._hash(output_settings(self.stage, access=True))
+
+    def _hash(self, settings: dict[str, Any]) -> str:
         cls = type(self.stage)
-        identity = [f"{cls.__module__}:{cls.__qualname__}", cls.version, self.settings]
-        text = json.dumps(identity, sort_keys=True)
+        text = json.dumps([f"{cls.__module__}:{cls.__qualname__}", cls.version, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -216,7 +224,8 @@ class _Builder:
         if most is not None and most < least:
             place = entry.at(["workers", "max"]).place
             raise WorkflowError(f"{place}: {dotted}.workers: max {most} is below min {least}; raise max")
-        return Step(name, chosen.use, stage, resources, chosen.workers, chosen.timeout_s)
+        timeout_s = chosen.timeout_s or stage.timeout_s
+        return Step(name, chosen.use, stage, resources, chosen.workers, timeout_s)
 
     def _check_chain(self, source: Source, steps: list[Step]) -> None:
         clip_fields = {f.name for f in dataclasses.fields(Clip)}

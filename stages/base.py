@@ -2,7 +2,8 @@
 
 A stage is a dataclass. Its fields are its settings, which `workflow.yaml` may set; its class variables
 say what it reads and writes and what it costs. `reads` and `writes` name fields of `Clip` (or
-`extra.<name>`), so that a broken order of stages is refused before any work.
+`extra.<name>`), so that a broken order of stages is refused before any work. A setting that cannot change the
+output, such as a pause, is marked, `field(default=60.0, metadata=PACE)`: to change it redoes nothing.
 
 Where what runs: the constructor runs on the driver, when the workflow is read, and must be cheap;
 `setup` and `process` run in a worker, `setup` once per worker.
@@ -10,13 +11,17 @@ Where what runs: the constructor runs on the driver, when the workflow is read, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from infra.storage import Storage
     from stages.clip import Clip
+
+
+PACE: Mapping[str, bool] = {"output": False}             # how fast, how often: never what
+ACCESS: Mapping[str, bool] = {"output": False, "access": True}   # who asks: only what was `Barred` is redone
 
 
 class Drop(Exception):  # noqa: N818 - not an error: what a filter does
@@ -31,6 +36,10 @@ class Drop(Exception):  # noqa: N818 - not an error: what a filter does
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class Barred(Drop):
+    """Reject for who asks, not for what it is: tried again when settings with `ACCESS` change."""
 
 
 class TryLater(Drop):
@@ -81,6 +90,7 @@ class Stage:
     writes: ClassVar[tuple[str, ...]] = ()
     resources: ClassVar[Resources] = Resources()
     version: ClassVar[int] = 1                       # raise it when the same settings give other output
+    timeout_s: ClassVar[float] = 3600.0              # of one unit, unless the workflow says otherwise
 
     def setup(self, store: Storage) -> None:
         """Load models and open what is needed, once per worker, before the first `process`."""
@@ -102,6 +112,7 @@ class GroupStage:
     writes: ClassVar[tuple[str, ...]] = ()
     resources: ClassVar[Resources] = Resources()
     version: ClassVar[int] = 1
+    timeout_s: ClassVar[float] = 3600.0
 
     def setup(self, store: Storage) -> None:
         """As `Stage.setup`."""

@@ -67,12 +67,8 @@ class Download(WebStage):
     writes: ClassVar[tuple[str, ...]] = ("video", "fingerprint")
     resources: ClassVar[Resources] = Resources(cpus=0.25)
 
-    def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
-        wanted = bool(clip.listed.get("spans"))
-        yield from lists.refuse(clip)
-        if wanted and not clip.listed["spans"]:
-            return
-        if "://" not in clip.video:
+    def visit(self, clip: Clip) -> Iterator[Clip | Rejected]:
+        if lists.is_here(clip.video):
             yield clip                               # a file, or a key of the store
             return
         source = lists.source_id(clip.video)
@@ -95,16 +91,22 @@ class Download(WebStage):
             raise
         try:
             index = [*index, *(self._keep(place, got) for got in fetched)]
-            record = {"source": source, "files": [asdict(held) for held in index]}
+            record = {"source": source, "format": self._wish, "files": [asdict(held) for held in index]}
             self._store.write(f"{place}/index.json", json.dumps(record, indent=1).encode())
         except OSError as error:
             raise StorageError(f"cannot keep {place} in the store ({error.strerror or error})") from None
         shutil.rmtree(folder, ignore_errors=True)
         return index
 
+    @property
+    def _wish(self) -> list[str]:
+        return [self.format, *self.format_sort]
+
     def _index(self, place: str) -> list[Held]:
+        """What the store holds of a video, in the format that is wished for now."""
         try:
-            files = [Held(**row) for row in json.loads(self._store.read(f"{place}/index.json"))["files"]]
+            record = json.loads(self._store.read(f"{place}/index.json"))
+            files = [Held(**row) for row in record["files"]] if record["format"] == self._wish else []
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError):

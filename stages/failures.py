@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 Kind = Literal["gone", "gated", "regional", "throttled", "transient", "ours"]
@@ -108,6 +111,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         info = getattr(one, "exc_info", None)
         causes = [info[1] if isinstance(info, tuple) and len(info) > 1 else None, getattr(one, "cause", None)]
         waiting += [*causes, one.__cause__]
+
+
+def retry_after(error: BaseException) -> float | None:
+    """For how many seconds a server asked us to stay away (`Retry-After`); None when it did not say."""
+    for one in _chain(error):
+        headers = getattr(getattr(one, "response", None), "headers", None)
+        if headers is None or not (said := headers.get("Retry-After")):
+            continue
+        if re.fullmatch(r"\d{1,6}", said.strip()):
+            return float(said)
+        with contextlib.suppress(ValueError):
+            date = parsedate_to_datetime(said)
+            date = date if date.tzinfo else date.replace(tzinfo=UTC)
+            return max((date - datetime.now(UTC)).total_seconds(), 0.0)
+    return None
 
 
 def scrub(text: str, secrets: Sequence[str] = (), folder: str = "") -> str:

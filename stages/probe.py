@@ -36,16 +36,12 @@ class ProbeVideos(WebStage):
     writes: ClassVar[tuple[str, ...]] = ("width", "height")
     resources: ClassVar[Resources] = Resources(cpus=0.25)
 
-    def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
-        wanted = bool(clip.listed.get("spans"))
-        yield from lists.refuse(clip)
-        if wanted and not clip.listed["spans"]:
-            return
+    def visit(self, clip: Clip) -> Iterator[Clip | Rejected]:
         width, height = self._size(clip)
         yield clip.copy(width=width, height=height)
 
     def _size(self, clip: Clip) -> tuple[int, int]:
-        if "://" not in clip.video:
+        if lists.is_here(clip.video):
             from stages import video
 
             with video.resolve(self._store, clip.video) as path:

@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from infra import egress
 from infra.storage import Storage, StorageError
 from stages import ytdlp
-from stages.base import Drop, Stage, TryLater
-from stages.failures import Failure, classify, scrub
+from stages.base import ACCESS, PACE, Barred, Drop, Rejected, Stage, TryLater
+from stages.clip import Clip
+from stages.failures import Failure, classify, retry_after, scrub
+from stages.sources import lists
 
 log = logging.getLogger(__name__)
 
@@ -47,24 +49,41 @@ class WebStage(Stage):
     # yt-dlp's: the best without sound. HDR comes last, for its colours need a tone map that we do not have.
     format: str = "bv[dynamic_range=SDR]/bv*[dynamic_range=SDR]/b/bv*"
     format_sort: list[str] = field(default_factory=lambda: ["res", "fps"])
-    cookies: str = ""                        # path of a cookies file in Netscape's format
-    proxy: str = ""                          # http, https or socks5 URL; with a password: env:NAME
-    source_address: str = ""                 # local address to leave from
-    egress: str = "cluster"                  # what shares one limit: the cluster, each "node", or any name
-    requests_per_minute: float = 20.0        # videos that are begun, of one egress; 0: no limit
-    burst: int = 2
-    pause_s: float = 60.0                    # after a throttling; doubles
-    longest_pause_s: float = 3600.0          # YouTube's limit of a session lasts up to an hour
-    longest_wait_s: float = 3600.0           # of one video for its turn; then it is failed
-    attempts: int = 5                        # of one video
-    backoff_s: float = 5.0                   # before the second attempt; doubles, with jitter
-    retries: int = 3                         # of one request inside an attempt
-    sleep_requests_s: float = 0.0            # between the requests of one attempt
-    socket_timeout_s: float = 20.0
-    timeout_s: float = 3600.0                # of one attempt
-    bytes_per_s: int = 0                     # limit of one download; 0: none
     maximum_bytes: int = 8 << 30
-    work: str = ""                           # a local folder for what is under way; default: a temporary one
+    # Path of a cookies file in Netscape's format.
+    cookies: str = field(default="", metadata=ACCESS)
+    # http, https or socks5 URL; with a password: env:NAME.
+    proxy: str = field(default="", metadata=ACCESS)
+    # Local address to leave from.
+    source_address: str = field(default="", metadata=ACCESS)
+    # What shares one limit: the cluster, each "node", or any name.
+    egress: str = field(default="cluster", metadata=PACE)
+    # Videos that are begun, of one egress; 0: no limit.
+    requests_per_minute: float = field(default=20.0, metadata=PACE)
+    burst: int = field(default=2, metadata=PACE)
+    # After a throttling; doubles.
+    pause_s: float = field(default=60.0, metadata=PACE)
+    # YouTube's limit of a session lasts up to an hour.
+    longest_pause_s: float = field(default=3600.0, metadata=PACE)
+    # Of one video for its turns, all together; then it is failed.
+    longest_wait_s: float = field(default=3600.0, metadata=PACE)
+    # Of one video.
+    attempts: int = field(default=5, metadata=PACE)
+    # Before the second attempt; doubles, with jitter.
+    backoff_s: float = field(default=5.0, metadata=PACE)
+    # Of one request inside an attempt.
+    retries: int = field(default=3, metadata=PACE)
+    # Between the requests of one attempt.
+    sleep_requests_s: float = field(default=0.0, metadata=PACE)
+    socket_timeout_s: float = field(default=20.0, metadata=PACE)
+    # Of one attempt.
+    attempt_s: float = field(default=3600.0, metadata=PACE)
+    # Limit of one download; 0: none.
+    bytes_per_s: int = field(default=0, metadata=PACE)
+    # A local folder for what is under way; default: a temporary one.
+    work: str = field(default="", metadata=PACE)
+
+    timeout_s: ClassVar[float] = 14400.0     # a site may ask for an hour's pause, and attempts are long
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -89,7 +108,7 @@ class WebStage(Stage):
         self._options = ytdlp.Options(
             format=self.format, format_sort=tuple(self.format_sort), cookies=cookies, proxy=proxy,
             source_address=self.source_address, retries=self.retries, retry_sleep_s=min(self.backoff_s, 1.0),
-            socket_timeout_s=self.socket_timeout_s, timeout_s=self.timeout_s,
+            socket_timeout_s=self.socket_timeout_s, timeout_s=self.attempt_s,
             maximum_bytes=self.maximum_bytes, bytes_per_s=self.bytes_per_s,
             sleep_requests_s=self.sleep_requests_s,
         )
@@ -103,6 +122,17 @@ class WebStage(Stage):
         self._gate = egress.connect(
             f"{scope}-{way}", self.requests_per_minute, self.burst, self.pause_s, self.longest_pause_s
         )
+
+    def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
+        """Reject what the list marked, and ask the site for what is left of it."""
+        wanted = bool(clip.listed.get("spans"))
+        yield from lists.refuse(clip)
+        if not wanted or clip.listed["spans"]:
+            yield from self.visit(clip)
+
+    def visit(self, clip: Clip) -> Iterator[Clip | Rejected]:
+        """As `process`, of a video of which something is wanted."""
+        raise NotImplementedError
 
     def _proxy(self) -> str:
         if not self.proxy.startswith("env:"):
@@ -137,12 +167,13 @@ class WebStage(Stage):
         from yt_dlp.utils import YoutubeDLError
 
         self._explain(url)
+        waited = 0.0
         for attempt in range(1, self.attempts + 1):
-            self._wait()
+            waited += self._wait(self.longest_wait_s - waited)
             try:
                 result = action()
             except ytdlp.TooMuchError as error:
-                failure, detail = _limit(error), "a limit of the settings"
+                failure, detail, wish = _limit(error), "a limit of the settings", None
             except Drop:
                 self._gate.succeeded()
                 raise
@@ -150,28 +181,34 @@ class WebStage(Stage):
                 if isinstance(error, UNFORESEEN) and not _of_ytdlp(error):
                     raise
                 failure, detail = classify(error), scrub(str(error), self._secrets, str(self._work))
+                wish = retry_after(error)
             else:
                 self._gate.succeeded()
                 return result
             log.info("%s: attempt %d: %s (%s)", scrub(url, self._secrets), attempt, failure.reason, detail)
-            self._react(failure, detail, attempt)
+            self._react(failure, detail, attempt, wish)
         raise Unreachable(failure.reason, detail)
 
-    def _wait(self) -> None:
+    def _wait(self, longest_s: float) -> float:
         try:
-            egress.wait_for(self._gate, self.longest_wait_s, time.sleep)
+            return egress.wait_for(self._gate, longest_s, time.sleep)
         except egress.CircuitOpenError as error:
             raise Unreachable("throttled", str(error)) from None
 
-    def _react(self, failure: Failure, detail: str, attempt: int) -> None:
-        """Raise for what another attempt cannot change; otherwise sleep, or make everybody pause."""
+    def _react(self, failure: Failure, detail: str, attempt: int, wish: float | None) -> None:
+        """Raise for what another attempt cannot change; otherwise sleep, or make everybody pause.
+
+        `wish`: for how many seconds the server asked us to stay away.
+        """
         if failure.kind == "ours":
             raise StorageError(f"stage {self.name}: {failure.reason} ({detail})")
         if failure.kind == "throttled":
-            self._gate.throttled()
+            self._gate.throttled(wish)
             return
         if failure.kind != "transient" or failure.reason.startswith("http"):
             self._gate.succeeded()                   # it answered, and did not ask for a pause
+        if failure.kind in ("gated", "regional"):
+            raise Barred(failure.reason, detail)
         if failure.kind != "transient":
             raise Drop(failure.reason, detail)
         if attempt < self.attempts:

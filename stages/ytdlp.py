@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.base import Drop
+from stages.base import Barred, Drop
 from stages.failures import scrub
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def javascript() -> str:
     from yt_dlp.globals import supported_js_runtimes
 
     if importlib.util.find_spec("yt_dlp_ejs") is None:
-        return "yt-dlp-ejs is not installed; pip install 'yt-dlp[default]'"
+        return "yt-dlp-ejs is not installed; pip install 'yt-dlp[default,deno]'"
     found = {name: cls().info for name, cls in supported_js_runtimes.value.items()}
     if any(info and info.supported for info in found.values()):
         return ""
@@ -177,7 +177,7 @@ def _single(info: Any) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("_type") not in (None, "video"):
         raise Drop("gone: no single video", "the address is a playlist or a page of several videos")
     if info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
-        raise Drop("gated: not shown yet", str(info["live_status"]))
+        raise Barred("gated: not shown yet", str(info["live_status"]))
     return info
 
 

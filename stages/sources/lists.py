@@ -84,6 +84,11 @@ def row_sha1(row: str) -> str:
     return hashlib.sha1(row.strip().encode(), usedforsecurity=False).hexdigest()
 
 
+def is_here(video: str) -> bool:
+    """Whether `Clip.video` can be opened as it is: a file, a key of the store, or an object on S3."""
+    return "://" not in video or video.startswith("s3://")
+
+
 def youtube_url(video_id: str) -> str:
     """The address of a video. The id goes where a leading "-" is no option. Raises Drop for a broken id."""
     if not YOUTUBE_ID.fullmatch(video_id):
@@ -132,13 +137,27 @@ def unit(
 ) -> Clip:
     """One listed video. `name` distinguishes it in its data set, raw. A url we refuse gives an error unit."""
     try:
-        listed = {"source_id": source_id(url), **({"spans": list(spans)} if spans else {})}
+        listed = {"source_id": source_id(url), **({"spans": _own_keys(spans)} if spans else {})}
     except Drop as drop:
         return error_unit(dataset, name, url, drop.reason, drop.detail)
     return Clip(
         id=safe_name(f"{dataset}-{name}"), source=url, video=url, dataset=dataset, licence=licence,
         identity=identity, listed=listed,
     )
+
+
+def _own_keys(spans: Sequence[Span]) -> list[Span]:
+    """Parts that a list names twice get a number: each must be accounted for."""
+    taken: set[str] = set()
+    own: list[Span] = []
+    for span in spans:
+        key, number = span["key"], 1
+        while key in taken:
+            number += 1
+            key = f"{span['key']}-{number}"
+        taken.add(key)
+        own.append(span if key == span["key"] else {**span, "key": key})
+    return own
 
 
 def error_unit(dataset: str, name: str, source: str, reason: str, detail: str) -> Clip:

@@ -1,10 +1,10 @@
-"""Several lists as one source; what an earlier list or row names already is marked as a duplicate."""
+"""Several lists as one source, and what is listed twice: the same seconds of the same face."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.storage import Storage
 from stages.base import Source
@@ -12,7 +12,11 @@ from stages.clip import Clip
 from stages.sources.lists import Span, box_at
 
 TOUCH_S = 0.05                   # parts that share less than this, about a frame, do not overlap
+FEW = 16                         # parts of a video that are simply gone through
 SAME_FACE = 0.3                  # of the smaller box, covered by the other: they may show one face
+
+
+WHERE = ("start_s", "end_s", "chunk", "frames", "boxes", "box_unit")     # of a part: what tells it apart
 
 
 @dataclass
@@ -22,36 +26,44 @@ class Several(Source):
     sources: list[Any]
 
     def clips(self, store: Storage) -> Iterator[Clip]:
-        """All units of all lists; parts that were listed before carry the error "duplicate"."""
-        yield from mark_duplicates(clip for source in self.sources for clip in source.clips(store))
+        """All units of all lists."""
+        ids: set[str] = set()
+        for source in self.sources:
+            for clip in source.clips(store):
+                yield _with_own_id(clip, ids)
 
 
 def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
-    """Mark parts of one video (`source_id`) that overlap in time, unless their boxes show two faces.
+    """Mark what an earlier unit or part names already with the error "duplicate": the first stage rejects it.
 
-    A video listed as a whole overlaps with all of its parts.
+    Parts of one video (`source_id`, or one file) are the same when they overlap in time, unless their boxes
+    show two faces. A video listed as a whole overlaps with all of its parts.
     """
     seen: dict[str, _Video] = {}
-    ids: set[str] = set()
+    files: dict[str, str] = {}                           # most folders are made of videos without parts
     for clip in clips:
-        clip = _with_own_id(clip, ids)
         name = clip.listed.get("source_id")
-        if name is None or "error" in clip.listed:
+        if "error" in clip.listed or not clip.video:
             yield clip
-            continue
-        before = seen.setdefault(name, _Video())
-        if "spans" not in clip.listed:
+        elif name is None:
+            first = files.setdefault(clip.video, clip.id)
+            yield clip if first == clip.id else clip.copy(listed={**clip.listed, **_duplicate(first)})
+        elif "spans" not in clip.listed:
+            before = seen.setdefault(name, _Video())
             same = before.same({})
-            before.add(clip.id, {})
+            before.add(clip.id, "", {})
             yield clip.copy(listed={**clip.listed, **_duplicate(same)}) if same else clip
-            continue
-        spans = []
-        for span in clip.listed["spans"]:
-            same = "" if "error" in span else before.same(span)
-            spans.append({**span, **_duplicate(same)} if same else span)
-            if "error" not in spans[-1]:
-                before.add(f"{clip.id}-{span['key']}", span)
-        yield clip.copy(listed={**clip.listed, "spans": spans})
+        else:
+            before = seen.setdefault(name, _Video())
+            yield clip.copy(listed={**clip.listed, "spans": list(_marked(clip, before))})
+
+
+def _marked(clip: Clip, before: _Video) -> Iterator[Span]:
+    for span in clip.listed["spans"]:
+        same = "" if "error" in span else before.same(span)
+        if "error" not in span and not same:
+            before.add(clip.id, span["key"], span)
+        yield {**span, **_duplicate(same)} if same else span
 
 
 def _with_own_id(clip: Clip, ids: set[str]) -> Clip:
@@ -67,30 +79,50 @@ def _duplicate(same: str) -> dict[str, str]:
     return {"error": "duplicate", "detail": f"same as {same}"}
 
 
+class _Part(NamedTuple):
+    """What is kept of a part; there are millions."""
+
+    unit: str
+    key: str
+    span: Span
+
+    def __str__(self) -> str:
+        return f"{self.unit}-{self.key}" if self.key else self.unit
+
+
 class _Video:
-    """The parts of one video so far, found by their minutes: a long video may have ten thousand."""
+    """The parts of one video so far; where they are many, found by their minutes."""
+
+    __slots__ = ("_long", "_minutes", "_parts")
 
     def __init__(self) -> None:
-        self._minutes: dict[int, list[tuple[str, Span]]] = {}
-        self._long: list[tuple[str, Span]] = []
-        self._all: list[tuple[str, Span]] = []
+        self._parts: list[_Part] = []
+        self._minutes: dict[int, list[_Part]] = {}
+        self._long: list[_Part] = []
 
-    def add(self, key: str, span: Span) -> None:
-        wanted = ("start_s", "end_s", "chunk", "frames", "boxes", "box_unit")
-        entry = key, {name: span[name] for name in wanted if name in span}
-        self._all.append(entry)
-        minutes = self._of(span)
+    def add(self, unit: str, key: str, span: Span) -> None:
+        part = _Part(unit, key, {name: span[name] for name in WHERE if name in span})
+        self._parts.append(part)
+        if len(self._parts) == FEW:
+            for one in self._parts:
+                self._index(one)
+        elif len(self._parts) > FEW:
+            self._index(part)
+
+    def _index(self, part: _Part) -> None:
+        minutes = self._of(part.span)
         for minute in minutes or ():
-            self._minutes.setdefault(minute, []).append(entry)
+            self._minutes.setdefault(minute, []).append(part)
         if minutes is None:
-            self._long.append(entry)
+            self._long.append(part)
 
     def same(self, span: Span) -> str:
         """The part that shows the same as `span`, or empty."""
         minutes = self._of(span)
-        near = self._all if minutes is None else [e for m in minutes for e in self._minutes.get(m, [])]
-        candidates = near if minutes is None else [*self._long, *near]
-        return next((key for key, other in candidates if overlap(other, span)), "")
+        candidates = self._parts
+        if len(self._parts) >= FEW and minutes is not None:
+            candidates = [*self._long, *(part for m in minutes for part in self._minutes.get(m, []))]
+        return next((str(part) for part in candidates if overlap(part.span, span)), "")
 
     @staticmethod
     def _of(span: Span) -> range | None:

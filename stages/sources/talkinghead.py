@@ -43,7 +43,7 @@ class TalkingHead(Source):
     def clips(self, store: Storage) -> Iterator[Clip]:
         """One unit per video, its parts the tubes. Raises ValueError when there is no such file."""
         path = Path(self.location, f"{self.part}_video_tubes.txt")
-        videos: dict[str, dict[str, Span]] = {}
+        videos: dict[str, list[Span]] = {}
         for line, text in lists.lines_of(path):
             try:
                 video_id, span = read_tube(text)
@@ -52,12 +52,12 @@ class TalkingHead(Source):
                 yield lists.error_unit("talkinghead", f"line-{line}", text[:80], drop.reason, detail)
             else:
                 span["split"] = "test" if self.part == "val" else "train"
-                videos.setdefault(video_id, {}).setdefault(span["key"], span)    # equal rows are one
+                videos.setdefault(video_id, []).append(span)
         if not videos:
             raise ValueError(f"{path}:1: holds no tube 'name, H, W, S, E, L, T, R, B'; give data_list's file")
         for video_id, spans in videos.items():
             url = lists.youtube_url(video_id)
-            yield lists.unit("talkinghead", video_id, url, list(spans.values()), LICENCE)
+            yield lists.unit("talkinghead", video_id, url, spans, LICENCE)
         yield from self._without_tubes(set(videos))
 
     def _without_tubes(self, known: set[str]) -> Iterator[Clip]:

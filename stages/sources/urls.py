@@ -1,4 +1,4 @@
-"""A list of addresses of one's own: csv, tsv or jsonl with a column `url`, and more where it is known.
+"""A list of addresses of one's own: csv (also with ";"), tsv or jsonl with a column `url`, and what is known.
 
 Columns: url · start, end (s, the end excluded) · box ("left,top,right,bottom" as fractions of the upright
 frame; in jsonl also a list) · identity · licence · split. All others are kept in the part's `row`.
@@ -115,13 +115,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     if kind == ".jsonl":
         yield from _json_rows(path)
     elif kind in (".csv", ".tsv"):
-        yield from _csv_rows(path, "\t" if kind == ".tsv" else ",")
+        yield from _csv_rows(path)
     else:
         raise ValueError(f"location: {path} is no .csv, .tsv or .jsonl file; name one")
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
-    reader = csv.DictReader(io.StringIO(lists.text_of(path)), delimiter=delimiter, strict=True)
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    text = lists.text_of(path)
+    # Spreadsheets write what their country's comma leaves free.
+    first = text.partition("\n")[0]
+    delimiter = max("\t;,", key=first.count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         columns = [name.strip() for name in reader.fieldnames or []]
         if "url" not in columns:

@@ -270,7 +270,7 @@ def test_a_server_that_stalls_or_crawls_does_not_hold_a_worker(server, stage):
         one(stage(attempts=1, socket_timeout_s=0.5), server.url("ok-stall"))
     started = time.monotonic()
     with pytest.raises(Unreachable, match="too slow"):
-        one(stage(attempts=1, timeout_s=1.0), server.url("ok-slow", "b.mp4"))
+        one(stage(attempts=1, attempt_s=1.0), server.url("ok-slow", "b.mp4"))
     assert time.monotonic() - started < 10
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from stages.sources.lists import unit
-from stages.sources.several import Several
+from stages.sources.several import Several, mark_duplicates
 
 
 class Listed:
@@ -19,7 +19,7 @@ class Listed:
 
 def errors(*sources):
     """Per list, per part: the error, or empty."""
-    clips = list(Several(list(sources)).clips(None))
+    clips = list(mark_duplicates(Several(list(sources)).clips(None)))
     return [[s.get("error", "") for s in c.listed.get("spans", [c.listed])] for c in clips]
 
 
@@ -30,7 +30,8 @@ def at(start, end, box=None):
 def test_parts_that_overlap_in_time_are_kept_once_and_name_the_first():
     sources = Listed("a", at(0, 10)), Listed("b", at(9, 20), at(30, 40))
     assert errors(*sources) == [[""], ["duplicate", ""]]
-    assert list(Several(list(sources)).clips(None))[1].listed["spans"][0]["detail"] == "same as a-v-0"
+    second = list(mark_duplicates(Several(list(sources)).clips(None)))[1]
+    assert second.listed["spans"][0]["detail"] == "same as a-v-0"
 
 
 def test_parts_that_touch_are_two():

@@ -10,6 +10,7 @@ import pytest
 from infra.storage import FolderStorage
 from stages.base import Drop, Rejected
 from stages.sources.lists import box_at, refuse
+from stages.sources.several import mark_duplicates
 from stages.sources.talkinghead import LocateChunks, TalkingHead, chunk_starts, key_times, nominal
 
 ROWS = [
@@ -40,8 +41,9 @@ def test_the_published_rows_keep_their_ids_their_inclusive_end_and_their_box(tmp
 
 def test_several_faces_of_one_moment_are_parts_of_one_video(tmp_path):
     second = ROWS[0].replace("504, 63, 792, 351", "32, 64, 320, 352")
-    (clip,) = listed(tmp_path, [ROWS[0], second, ROWS[0]])
-    assert len(clip.listed["spans"]) == 2
+    (clip,) = mark_duplicates(listed(tmp_path, [ROWS[0], second, ROWS[0]]))
+    assert [span.get("error", "") for span in clip.listed["spans"]] == ["", "", "duplicate"]
+    assert len({span["key"] for span in clip.listed["spans"]}) == 3
 
 
 @pytest.mark.parametrize(
