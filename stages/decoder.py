@@ -1,0 +1,344 @@
+"""Decode one video file in one thread: open it once, go to any time, take frames in order of presentation.
+
+Frames are upright and their pixels square. Whatever is wrong with a file becomes a `DecodeError`, which a
+stage lets pass: it is a `Drop`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import stat
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, Interpolation
+from numpy.typing import NDArray
+
+from stages.base import Drop
+
+Frame = NDArray[np.uint8]
+Timed = tuple[float, Any]        # presentation time in s, libav frame
+
+SEEK_FROM_S = 2.0                # where no index tells better: what is nearer is reached by decoding
+LEAD_S = 1.0                     # so long before a wanted time every frame is decoded
+LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted times after it
+TIE_S = 1e-4                     # times this close are equal: containers round them
+MAX_PIXELS = 1 << 26             # a broken header may promise any size; 8192 x 8192 is more than any camera's
+MAX_BARREN_PACKETS = 2000        # packets in a row without a frame: broken, give up
+
+# What a video file may be. Others are pictures, or play lists that name further files.
+FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,ivf,nut,m4v,h264,hevc,obu,y4m,yuv4mpegpipe,gif"
+
+# Colour conversion for pixels that are kept: the fast way is a level darker and differs between CPU types,
+# this one costs 2 ms more at 720p.
+EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+EXACT |= Interpolation.FULL_CHR_H_INT
+
+
+class DecodeError(Drop):
+    """The file cannot be decoded as asked. `detail` says why, in one line."""
+
+    def __init__(self, detail: str, reason: str = "cannot decode") -> None:
+        super().__init__(reason, " ".join(detail.split()))
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file promises: displayed size in px (rotated, square pixels), rate, length."""
+
+    width: int
+    height: int
+    fps: float                   # average of the container; 0 when it names none
+    duration_s: float            # 0 when unknown
+    frame_count: int             # as promised by the header; 0 when unknown
+
+
+class Reader:
+    """An open video file, for several reads. In ascending order they go through the file once.
+
+    A read goes on from where the last one ended, unless a key frame lies between: then it seeks. On the way
+    to what is wanted, frames on which no other depends are not decoded. Every method raises DecodeError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+    def info(self) -> VideoInfo:
+        """What the header and the first frame say."""
+        stream = self._stream
+        first = next(self._from(-math.inf), None)
+        if first is None:
+            raise DecodeError("no frame can be decoded")
+        width, height = _displayed(stream, first[1])
+        rate = stream.average_rate or stream.guessed_rate
+        duration_s = (self._container.duration or 0) / 1e6
+        if stream.duration:
+            duration_s = float(stream.duration * stream.time_base)
+        return VideoInfo(width, height, float(rate or 0), max(duration_s, 0.0), stream.frames)
+
+    def read(
+        self, start_s: float = -math.inf, end_s: float = math.inf, long_side: int | None = None
+    ) -> Iterator[tuple[float, Frame]]:
+        """As `stages.video.read_all`."""
+        for time, frame in self._from(start_s):
+            if time >= end_s - TIE_S:
+                return
+            if time >= start_s - TIE_S:
+                yield time, _picture(self._stream, frame, long_side)
+
+    def nearest(self, wanted: list[float], long_side: int | None = None) -> Iterator[Frame]:
+        """As `stages.video.read_frames`; `wanted` ascends and is not empty."""
+        for frame, count in _nearest(self._from(wanted[0]), wanted):
+            picture = _picture(self._stream, frame, long_side)
+            for _ in range(count):
+                yield picture
+
+    def listed_times(self) -> NDArray[np.float64]:
+        """As `stages.video.frame_times`; the reader has no frame to give afterwards."""
+        with _errors():
+            packets = self._container.demux(self._stream)
+            times = {float(p.pts * self._stream.time_base) for p in packets if p.pts is not None}
+        return np.array(sorted(t for t in times if t >= 0), np.float64)
+
+    # --- where in the file we are --------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._container, self._stream = _open(self._path)
+        self._jumped = False                             # whether frames before this place were left out
+        self._stand(-math.inf)
+
+    def _restart(self, start_s: float) -> None:
+        self._container.close()
+        self._start()
+
+    def _stand(self, skip_before: float) -> None:
+        """Begin to decode at the file's present place."""
+        self._skip_before = skip_before                  # s; frames before it are wanted by no one
+        self._recent: deque[Timed] = deque(maxlen=2)     # the last frames taken; the next read may want them
+        self._taken = 0
+        self._frames = self._decode(self._container.demux(self._stream))
+
+    def _from(self, start_s: float) -> Iterator[Timed]:
+        """Frames from the last one at or before `start_s` on; all, where there is none."""
+        for go in (self._go_on, self._seek_early, self._restart):
+            try:
+                go(start_s)
+                frames = self._go()
+                before, after = _around(frames, start_s)
+            except DecodeError:
+                if self._jumped:
+                    continue                             # the fault may be the seek's
+                raise
+            near = before is not None and (after is None or before[0] >= start_s - LEAD_S)
+            if near or not self._jumped:
+                break
+        yield from chain([one for one in (before, after) if one is not None], frames)
+
+    def _go(self) -> Iterator[Timed]:
+        """The frames taken last, and those after them."""
+        yield from list(self._recent)
+        for one in self._frames:
+            self._recent.append(one)
+            self._taken += 1
+            yield one
+
+    def _go_on(self, start_s: float) -> None:
+        """Stand where the way to `start_s` is short."""
+        all_held = self._taken == len(self._recent) and not self._jumped
+        at = -math.inf if all_held else self._recent[0][0] if self._recent else math.inf
+        if start_s < at:
+            if start_s < SEEK_FROM_S:
+                self._restart(start_s)
+            else:
+                self._seek(start_s, start_s - LEAD_S)
+        elif self._key_between(max(at, 0.0), start_s):
+            self._seek(start_s, start_s - LEAD_S)
+        elif start_s - LEAD_S > max(at, 0.0):
+            self._jumped = True
+            self._skip_before = start_s - LEAD_S
+
+    def _seek_early(self, start_s: float) -> None:
+        self._seek(max(start_s - LEAD_S, 0.0), -math.inf)
+
+    def _seek(self, time_s: float, skip_before: float) -> None:
+        """Stand at the key frame at or before `time_s`, as far as the container knows."""
+        self._jumped = True
+        with _errors():
+            self._container.seek(int(time_s / self._stream.time_base), stream=self._stream, backward=True)
+        self._stand(skip_before)
+
+    def _key_between(self, at_s: float, time_s: float) -> bool:
+        """Whether a seek to `time_s` would come out after `at_s`; a guess where the file has no index."""
+        if time_s <= at_s:
+            return False
+        base = self._stream.time_base
+        index = getattr(self._stream, "index_entries", ())         # absent before PyAV 17
+        if not index or index[-1].timestamp * base < time_s - SEEK_FROM_S:
+            return time_s - at_s > SEEK_FROM_S                     # it grows while a file is read
+        found = index.search_timestamp(int(time_s / base))
+        return bool(found >= 0 and index[found].timestamp * base > at_s)
+
+    def _decode(self, packets: Iterator[Any]) -> Iterator[Timed]:
+        """Frames with strictly ascending times; those that would go back in time are left out."""
+        stream = self._stream
+        context, jumped = stream.codec_context, self._jumped
+        step = float(1 / stream.average_rate) if stream.average_rate else 0.04
+        last = -math.inf
+        size: tuple[int, int] | None = None
+        barren = 0
+        while True:
+            with _errors():
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                early = packet.pts is not None and packet.pts * stream.time_base < self._skip_before
+                context.skip_frame = "NONREF" if early else "DEFAULT"
+                frames = packet.decode()
+            barren = 0 if frames or early else barren + 1
+            if barren > MAX_BARREN_PACKETS:
+                raise DecodeError(f"{barren} packets in a row hold no frame")
+            for frame in frames:
+                if frame.time is None and jumped:
+                    raise DecodeError("the frames have no times")
+                time = frame.time if frame.time is not None else max(last, -step) + step
+                size = size or (frame.width, frame.height)
+                if (frame.width, frame.height) != size:
+                    raise DecodeError(f"the picture changes from {size} to {(frame.width, frame.height)} px")
+                if time > last:
+                    last = time
+                    yield time, frame
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what the codec library raises into DecodeError."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise DecodeError(error.strerror or type(error).__name__) from None
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+        raise DecodeError(str(error) or type(error).__name__) from None
+
+
+def _open(path: Path) -> tuple[Any, Any]:
+    """(container, video stream). Raises DecodeError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DecodeError(f"cannot open: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError("not a regular file")            # a pipe would block for ever
+    if status.st_size == 0:
+        raise DecodeError("the file is empty")
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    with contextlib.ExitStack() as stack:
+        with _errors():
+            container = stack.enter_context(
+                av.open(str(path), metadata_errors="replace", container_options=options)
+            )
+        stream = _video_stream(container)
+        stack.pop_all()
+    return container, stream
+
+
+def _video_stream(container: Any) -> Any:
+    if not container.streams.video:
+        raise DecodeError("no video stream")
+    stream = container.streams.video[0]
+    context = stream.codec_context
+    if context is None:
+        raise DecodeError("unknown video codec")
+    if stream.time_base is None:
+        raise DecodeError("the video stream has no time base")
+    context.thread_count = 1
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    if hasattr(av.stream, "Discard"):                      # since PyAV 17
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all      # sound is not even read
+    return stream
+
+
+def _around(frames: Iterator[Timed], time_s: float) -> tuple[Timed | None, Timed | None]:
+    """The last of `frames` at or before a time, and the next; takes no more of them."""
+    before = None
+    for one in frames:
+        if one[0] > time_s:
+            return before, one
+        before = one
+    return before, None
+
+
+def _nearest(frames: Iterator[Timed], wanted: list[float]) -> Iterator[tuple[Any, int]]:
+    """(frame, how many wanted times it serves) in order; a tie goes to the earlier frame."""
+    served = 0
+    before: Timed | None = None
+    for time, frame in frames:
+        if before is not None:
+            middle = (before[0] + time) / 2
+            count = _count_up_to(wanted, served, middle)
+            if count:
+                yield before[1], count
+                served += count
+                if served == len(wanted):
+                    return
+        before = (time, frame)
+    if before is None:
+        raise DecodeError("no frame can be decoded")
+    if wanted[-1] > before[0] + LAST_FRAME_S:
+        raise DecodeError(f"ends at {before[0]:.3f} s, {wanted[-1]:.3f} s is wanted", "truncated")
+    yield before[1], len(wanted) - served
+
+
+def _count_up_to(wanted: list[float], start: int, limit: float) -> int:
+    end = start
+    while end < len(wanted) and wanted[end] <= limit:
+        end += 1
+    return end - start
+
+
+def _displayed(stream: Any, frame: Any) -> tuple[int, int]:
+    """Width and height in px as displayed: pixels made square by widening, then turned upright."""
+    aspect = stream.sample_aspect_ratio
+    width, height = frame.width, frame.height
+    if aspect and aspect != 1 and Fraction(1, 8) < aspect < 8:
+        width = max(round(width * aspect), 1)
+    return (height, width) if frame.rotation % 180 else (width, height)
+
+
+def _picture(stream: Any, frame: Any, long_side: int | None) -> Frame:
+    upright_width, upright_height = _displayed(stream, frame)
+    if long_side is not None and max(upright_width, upright_height) > long_side:
+        scale = long_side / max(upright_width, upright_height)
+        upright_width = max(round(upright_width * scale), 1)
+        upright_height = max(round(upright_height * scale), 1)
+    turned = frame.rotation % 180 != 0
+    width, height = (upright_height, upright_width) if turned else (upright_width, upright_height)
+    with _errors():
+        converted = frame.reformat(
+            width, height, "rgb24",
+            src_colorspace=Colorspace.ITU709 if frame.colorspace == 1 else Colorspace.ITU601,
+            interpolation=EXACT if long_side is None else Interpolation.AREA,
+            threads=1,
+        )
+        picture: Frame = converted.to_ndarray()
+    quarter_turns = round(frame.rotation / 90) % 4         # rotation is counter-clockwise, as np.rot90 is
+    return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
