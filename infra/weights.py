@@ -20,6 +20,10 @@ _LANDMARKER = (
     "https://storage.googleapis.com/mediapipe-models/face_landmarker/"
     "face_landmarker/float16/1/face_landmarker.task"
 )
+_CANONICAL = (
+    "https://raw.githubusercontent.com/google-ai-edge/mediapipe/master/"
+    "mediapipe/modules/face_geometry/data/canonical_face_model.obj"
+)
 _BLOCK = 1 << 20
 
 
@@ -72,9 +76,23 @@ FILES: tuple[WeightFile, ...] = (
         sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff", size=3758596,
     ),
     WeightFile(
+        "canonical-face", "canonical_face_model.obj", "backend mediapipe: where its points lie on a head",
+        "https://github.com/google-ai-edge/mediapipe", "Apache-2.0", url=_CANONICAL,
+        sha256="8bac80443397e113f41a8b565ea72c59390bc031d9defab289dba7bc0c54e618", size=45999,
+    ),
+    WeightFile(
         "mobilefacenet", "foamliu_mobilefacenet.onnx", "backend mobilefacenet: 128 numbers of identity",
         "https://github.com/foamliu/MobileFaceNet (converted to ONNX)", "Apache-2.0; trained on MS-Celeb-1M",
         sha256="b7120c095d60094f28a4a54ba6a8bf51b297a6273fb40ef6350dfec1f63d9507", size=3998070,
+    ),
+    WeightFile(
+        "arcface-onnx", "w600k_r50.onnx", "backend arcface: 512 numbers of identity",
+        "https://github.com/deepinsight/insightface (model package buffalo_l)",
+        "non-commercial research; trained on WebFace600K",
+    ),
+    WeightFile(
+        "deep3d", "epoch_20.pth", "cameras by deep3d: head pose of Deep3DFaceReconstruction",
+        "https://github.com/sicxu/Deep3DFaceRecon_pytorch", "MIT; trained with the Basel Face Model",
     ),
     _dlib(
         "dlib-landmarks", "shape_predictor_68_face_landmarks.dat", "backend dlib: 68 landmarks",

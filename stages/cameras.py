@@ -1,74 +1,68 @@
-"""A camera per frame: our rigid face seen through EG3D's lens, smoothed over time, as 25 numbers.
+"""A camera per frame, as 25 numbers: fitted to the landmarks or estimated by a network, smoothed over time.
 
-The lens is known (focal length 4.2647 crop sides, centred), so the pose of the camera follows from where
-the rigid points of the face lie in the crop. The distance is EG3D's convention, not a measurement: it is set
-to 2.7.
-
-Angles, for reading: with positive yaw the camera stands on the +x side, so that the face in the picture looks
-past it to the left; with positive pitch it stands above the face; with positive roll it is turned
-counter-clockwise, as its user sees it, so that the face in the picture leans clockwise.
+The lens is EG3D's (focal length 4.2647 crop sides, centred). So is the distance, which is a convention and no
+measurement: see `at_distance`. What the angles mean: `stages.rotations`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from infra.storage import Storage
 from model.camera import FOCAL, RADIUS, Camera, check_cameras, intrinsics
+from stages import backends, deep3d
 from stages.base import Drop, Stage
 from stages.clip import Clip
-from stages.crop import apply
+from stages.crop import apply, warp
 from stages.face_model import LANDMARKS, RIGID
+from stages.pnp import fit_poses
+from stages.rotations import UPRIGHT, euler_from_rotation, smooth_rotations
 from stages.smooth import check_not_negative, low_pass
+
+if TYPE_CHECKING:
+    from stages.backends.deep3d import Deep3D
 
 Array = NDArray[np.float64]
 
-UPRIGHT = np.diag([1.0, -1.0, -1.0])         # OpenCV axes of a camera in front of the face, looking at it
-CROP_DISTANCE = 2.86                         # world units: where the camera of a crop really stands
+HEAD = np.array([0.0, 0.0, 0.175])           # world: what the modes `cor` and `simplify` measure from
+DISTANCES = ("orig", "cor", "simplify")
+BACKENDS = {"pnp": "", "deep3d": "stages.backends.deep3d:Deep3D"}
 
 
-def fit_poses(landmarks: ArrayLike, size: int) -> tuple[Array, Array, Array]:
-    """Landmarks [T, 68, 2] in crop px -> rotation [T, 3, 3] camera to world, position [T, 3], error [T].
-
-    The error is the root mean square distance of the reprojected rigid points, in crop sides.
-    """
-    import cv2
-
-    points = np.asarray(landmarks, np.float64)[:, RIGID]
-    model = np.ascontiguousarray(LANDMARKS[RIGID])
-    middle = (size - 1) / 2
-    lens = np.array([[FOCAL * size, 0, middle], [0, FOCAL * size, middle], [0, 0, 1.0]])
-    rotations, positions, errors = [], [], []
-    for seen in points:
-        # A face is nearly flat, so a free fit has a mirrored second solution; starting from a frontal
-        # camera at the crop's distance keeps to the right one. Every frame starts there, not at its
-        # neighbour, so that one bad frame cannot lead the rest astray.
-        turn, shift = cv2.Rodrigues(UPRIGHT)[0], np.array([[0.0], [0.0], [CROP_DISTANCE]])
-        _, turn, shift = cv2.solvePnP(
-            model, np.ascontiguousarray(seen), lens, None, turn, shift, True, cv2.SOLVEPNP_ITERATIVE
-        )
-        projected = cv2.projectPoints(model, turn, shift, lens, None)[0].reshape(-1, 2)
-        rotation = np.asarray(cv2.Rodrigues(turn)[0], np.float64)
-        rotations.append(rotation.T)
-        positions.append((-rotation.T @ shift).ravel())
-        errors.append(np.sqrt(((projected - seen) ** 2).sum(axis=-1).mean()) / size)
-    return np.stack(rotations), np.stack(positions), np.array(errors)
+def at_radius(positions: ArrayLike, radius: float = RADIUS, centre: ArrayLike = (0.0, 0.0, 0.0)) -> Array:
+    """[..., 3] moved along their rays from `centre` to `radius`."""
+    middle = np.asarray(centre, np.float64)
+    away = np.asarray(positions, np.float64) - middle
+    return np.asarray(middle + radius * away / np.linalg.norm(away, axis=-1, keepdims=True), np.float64)
 
 
-def smooth_rotations(rotations: Array, sigma_s: float, fps: float) -> Array:
-    """Gaussian over time on the rotation group, [T, 3, 3]: the rotation nearest to the weighted mean."""
-    u, _, vt = np.linalg.svd(low_pass(rotations, sigma_s, fps))
-    u[..., -1] *= np.linalg.det(u @ vt)[:, None]
-    return np.asarray(u @ vt, np.float64)
+def at_distance(mode: str, positions: ArrayLike) -> Array:
+    """[..., 3] brought to EG3D's distance: 2.7 from the origin (`orig`) or from the head (the others)."""
+    return at_radius(positions, centre=(0.0, 0.0, 0.0) if mode == "orig" else HEAD)
 
 
-def at_radius(positions: Array, radius: float = RADIUS) -> Array:
-    """[..., 3] moved along their rays from the origin to `radius`."""
-    return np.asarray(radius * positions / np.linalg.norm(positions, axis=-1, keepdims=True), np.float64)
+def towards_head(positions: ArrayLike) -> Array:
+    """[..., 3] -> [..., 3, 3]: upright cameras there that look at the head."""
+    forward = HEAD - np.asarray(positions, np.float64)
+    forward /= np.linalg.norm(forward, axis=-1, keepdims=True)
+    right = np.cross(forward, (0.0, 1.0, 0.0))
+    right /= np.linalg.norm(right, axis=-1, keepdims=True)
+    return np.stack([right, np.cross(forward, right), forward], axis=-1)
+
+
+def smooth_poses(
+    rotations: Array, positions: Array, sigma_s: float, fps: float, distance: str = "orig"
+) -> tuple[Array, Array]:
+    """Gaussian over time on turn and place, [T, 3, 3] and [T, 3]; the distance is set before and after."""
+    placed = at_distance(distance, positions)
+    placed = at_distance(distance, low_pass(placed, sigma_s, fps))
+    turned = towards_head(placed) if distance == "simplify" else smooth_rotations(rotations, sigma_s, fps)
+    return turned, placed
 
 
 def encode(rotations: Array, positions: Array) -> NDArray[np.float32]:
@@ -78,29 +72,8 @@ def encode(rotations: Array, positions: Array) -> NDArray[np.float32]:
 
 
 def euler_degrees(cameras: ArrayLike) -> tuple[Array, Array, Array]:
-    """[..., 25] -> yaw, pitch, roll [...] in degrees; signs in the text at the top of this file."""
-    axes = Camera.decode(cameras).rotation @ UPRIGHT               # right, up, backward
-    backward = axes[..., :, 2]
-    yaw = np.arctan2(backward[..., 0], backward[..., 2])
-    pitch = np.arcsin(np.clip(backward[..., 1], -1, 1))
-    roll = np.arctan2(axes[..., 1, 0], axes[..., 1, 1])
-    return np.rad2deg(yaw), np.rad2deg(pitch), np.rad2deg(roll)
-
-
-def rotation_from_euler(yaw_deg: ArrayLike, pitch_deg: ArrayLike, roll_deg: ArrayLike) -> Array:
-    """Inverse of `euler_degrees`: [...] degrees -> [..., 3, 3] camera to world."""
-    turned = _turn(2, 0, yaw_deg) @ _turn(2, 1, pitch_deg) @ _turn(0, 1, roll_deg)
-    return turned @ UPRIGHT
-
-
-def _turn(start: int, end: int, angle_deg: ArrayLike) -> Array:
-    """[...] degrees -> [..., 3, 3]: the rotation that takes axis `start` towards axis `end`."""
-    angle = np.deg2rad(np.asarray(angle_deg, np.float64))
-    matrix = np.zeros((*angle.shape, 3, 3))
-    matrix[...] = np.eye(3)
-    matrix[..., start, start] = matrix[..., end, end] = np.cos(angle)
-    matrix[..., end, start], matrix[..., start, end] = np.sin(angle), -np.sin(angle)
-    return matrix
+    """[..., 25] -> yaw, pitch, roll [...] in degrees; signs in `stages.rotations`."""
+    return euler_from_rotation(Camera.decode(cameras).rotation)
 
 
 def as_filmed(cameras: ArrayLike, transforms: ArrayLike) -> NDArray[np.float32]:
@@ -126,29 +99,79 @@ def angle_errors(estimated: ArrayLike, true: ArrayLike) -> dict[str, float]:
     return errors
 
 
+def rigid_points(clip: Clip) -> tuple[Array, Array]:
+    """Rigid points [T, R, 2] in crop px, and where they lie on a head [R, 3]: of the mesh if there is one."""
+    if clip.smooth_mesh is not None:
+        indices, places = backends.find(clip.landmark_backend).rigid()
+        seen = clip.smooth_mesh[:, indices]
+    else:
+        seen, places = clip.need("smooth_landmarks")[:, RIGID], LANDMARKS[RIGID]
+    return apply(clip.need("crop_transforms"), seen), places
+
+
+def misses(rotations: Array, positions: Array, points: Array, places: Array, size: int) -> Array:
+    """[T]: root mean square distance in crop sides from points [T, R, 2] to where cameras see `places`."""
+    seen = (places - positions[:, None]) @ rotations
+    projected = FOCAL * size * seen[..., :2] / seen[..., 2:] + (size - 1) / 2
+    return np.asarray(np.sqrt(((projected - points) ** 2).sum(-1).mean(-1)) / size, np.float64)
+
+
 @dataclass
 class FitCameras(Stage):
-    """Perspective-n-point on the rigid points of each crop, then a Gaussian over time on turn and place."""
+    """Find the camera of each crop, then a Gaussian over time on its turn and place.
 
+    `pnp` fits the rigid points of the face; `deep3d` asks the network of Deep3DFaceReconstruction, whose
+    checkpoint the user brings. Both must see the rigid face where the landmarks are.
+    """
+
+    backend: str = "pnp"                     # or deep3d
+    distance: str = "orig"                   # orig, cor, simplify: what is 2.7 away, see docs/cameras.md
     sigma_s: float = 0.08                    # s, of that Gaussian
     max_error: float = 0.03                  # crop sides: largest median error of reprojection
 
     name: ClassVar[str] = "FitCameras"
-    reads: ClassVar[tuple[str, ...]] = ("smooth_landmarks", "crop_transforms", "crop_size", "fps")
+    reads: ClassVar[tuple[str, ...]] = (
+        "smooth_landmarks", "crop_transforms", "crop_size", "fps", "frame_times_s"
+    )
     writes: ClassVar[tuple[str, ...]] = ("cameras",)
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_not_negative(sigma_s=self.sigma_s, max_error=self.max_error)
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: {self.backend!r} finds no cameras; give {' or '.join(BACKENDS)}")
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance: {self.distance!r} is unknown; give one of {', '.join(DISTANCES)}")
+
+    def setup(self, store: Storage) -> None:
+        self._store = store
+        self._network: Deep3D | None = None
+        if BACKENDS[self.backend]:
+            self._network = backends.load(BACKENDS[self.backend])
 
     def process(self, clip: Clip) -> Iterator[Clip]:
-        landmarks = apply(clip.need("crop_transforms"), clip.need("smooth_landmarks"))
-        rotations, positions, errors = fit_poses(landmarks, clip.crop_size)
+        points, places = rigid_points(clip)
+        if self.backend == "pnp":
+            rotations, positions, errors = fit_poses(points, places, clip.crop_size)
+        else:
+            rotations, positions = deep3d.camera_from_network(*self._estimate(clip))
+            errors = misses(rotations, positions, points, places, clip.crop_size)
         facing = (rotations @ UPRIGHT)[:, 2, 2]
         error = float(np.median(errors))
         if not (error <= self.max_error and facing.min() > 0):
             raise Drop("camera not found", f"the rigid face misses the landmarks by {error:.1%} of the crop")
-        rotations = smooth_rotations(rotations, self.sigma_s, clip.fps)
-        positions = at_radius(low_pass(at_radius(positions), self.sigma_s, clip.fps))
-        cameras = encode(rotations, positions)
-        check_cameras(cameras, tolerance=1e-5, radius=RADIUS)
+        cameras = encode(*smooth_poses(rotations, positions, self.sigma_s, clip.fps, self.distance))
+        check_cameras(cameras, tolerance=1e-5, radius=RADIUS if self.distance == "orig" else None)
         yield clip.copy(cameras=cameras)
+
+    def _estimate(self, clip: Clip) -> tuple[Any, Any]:
+        """Angles and translations [T, 3] of the network, which sees the source frames."""
+        from stages.video import read_frames, resolve
+
+        assert self._network is not None
+        transforms = deep3d.input_transforms(clip.need("crop_transforms"), clip.crop_size)
+        finer = max(1, int(np.ceil(1 / np.sqrt(np.linalg.det(transforms[:, :, :2])).min())))
+        with resolve(self._store, clip.video) as path:
+            frames = read_frames(path, clip.need("frame_times_s"))
+            pairs = zip(frames, transforms, strict=True)
+            return self._network.poses(warp(f, t, deep3d.INPUT_PX, finer) for f, t in pairs)

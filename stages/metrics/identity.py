@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from model.camera import RADIUS, Camera
 from stages import backends
-from stages.cameras import CROP_DISTANCE
 from stages.face_model import LANDMARKS
 from stages.metrics import Evaluation, MultiView, Value, mean_of, missing_weights, not_computed
 from stages.metrics.warping import project
+from stages.pnp import CROP_DISTANCE
 
 ARCFACE = "model_ir_se50.pth"
 WEIGHTS = (ARCFACE,)

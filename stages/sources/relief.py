@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from model.camera import RADIUS
-from stages.cameras import at_radius, rotation_from_euler
+from stages.cameras import at_radius
 from stages.face_model import LANDMARKS, RIGID, WORLD_PER_MM, to_world
+from stages.rotations import rotation_from_euler
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]

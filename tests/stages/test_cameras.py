@@ -4,23 +4,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.camera import FOCAL, Camera, check_cameras, look_at
+from model.camera import FOCAL, Camera, check_cameras
 from stages.base import Drop
 from stages.cameras import (
-    UPRIGHT,
     FitCameras,
     angle_errors,
     as_filmed,
     at_radius,
     encode,
     euler_degrees,
-    fit_poses,
-    rotation_from_euler,
-    smooth_rotations,
 )
 from stages.clip import Clip
 from stages.crop import apply, crop_transforms, smooth_transforms
 from stages.face_model import LANDMARKS, RIGID
+from stages.pnp import fit_poses
+from stages.rotations import UPRIGHT, rotation_from_euler, smooth_rotations
 from stages.smooth import low_pass
 
 RANDOM = np.random.default_rng(0)
@@ -43,11 +41,10 @@ def clip_of(landmarks: np.ndarray) -> Clip:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("side", [(1, 0), (-1, 0), (0, 1), (0, -1)])
-def test_yaw_is_positive_to_the_right_and_pitch_above(side: tuple[int, int]) -> None:
-    yaw, pitch, roll = euler_degrees(look_at((*side, 2.5), (0, 0, 0)).encode())
-    assert (np.sign(np.round([yaw, pitch], 3)) == side).all()
-    assert roll == pytest.approx(0, abs=1e-3)
+def run(stage: FitCameras, clip: Clip, store) -> Clip:
+    stage.setup(store)
+    (fitted,) = stage.process(clip)
+    return fitted
 
 
 def test_with_positive_yaw_the_nose_points_left_in_the_picture() -> None:
@@ -64,49 +61,16 @@ def test_with_positive_roll_the_face_leans_clockwise() -> None:
     assert face[45, 1] > face[36, 1]  # the eye on the right is lower
 
 
-def test_angles_and_rotations_are_inverse() -> None:
-    angles = RANDOM.uniform(-60, 60, (3, 20))
-    cameras = encode(rotation_from_euler(*angles), np.tile([0, 0, 2.7], (20, 1)))
-    np.testing.assert_allclose(euler_degrees(cameras), angles, atol=1e-4)
-
-
-@pytest.mark.parametrize("angles", [(0, 0, 0), (35, 0, 0), (-35, 10, 5), (10, -25, -8), (60, 5, 0)])
-def test_finds_the_camera_that_filmed_the_face(angles: tuple[float, float, float]) -> None:
-    rotations, positions, errors = fit_poses(film(*angles)[None], SIZE)
-    expected = rotation_from_euler(*angles)
-    np.testing.assert_allclose(rotations[0], expected, atol=1e-4)
-    np.testing.assert_allclose(positions[0], MIDDLE - 2.7 * expected[:, 2], atol=1e-3)
-    assert errors[0] < 1e-5
-
-
-def test_noise_on_the_landmarks_does_not_flip_the_face() -> None:
-    truth = np.array([film(a, 0, 0) for a in np.linspace(-30, 30, 40)])
-    rotations, _, _ = fit_poses(truth + RANDOM.normal(scale=2.0, size=truth.shape), SIZE)
-    yaw = euler_degrees(encode(rotations, np.tile([0, 0, 2.7], (40, 1))))[0]
-    assert np.abs(yaw - np.linspace(-30, 30, 40)).max() < 8
-
-
-def test_smoothing_keeps_a_constant_rotation_and_stays_on_the_group() -> None:
-    constant = np.tile(rotation_from_euler(20, 5, 170), (30, 1, 1))
-    np.testing.assert_allclose(smooth_rotations(constant, 0.1, 25), constant, atol=1e-12)
-    shaken = rotation_from_euler(*RANDOM.normal(scale=10, size=(3, 30)))
-    calm = smooth_rotations(shaken, 0.1, 25)
-    np.testing.assert_allclose(calm @ calm.transpose(0, 2, 1), np.tile(np.eye(3), (30, 1, 1)), atol=1e-12)
-    np.testing.assert_allclose(np.linalg.det(calm), 1)
-    jitter = [np.abs(np.diff(r, 2, axis=0)).mean() for r in (shaken, calm)]
-    assert jitter[1] < 0.2 * jitter[0]
-
-
 def test_positions_are_moved_along_their_rays() -> None:
     moved = at_radius(np.array([[0.0, 0.3, 2.9]]))
     assert np.linalg.norm(moved) == pytest.approx(2.7)
     assert moved[0, 1] / moved[0, 2] == pytest.approx(0.3 / 2.9)
 
 
-def test_the_stage_writes_cameras_that_pass_the_validator() -> None:
+def test_the_stage_writes_cameras_that_pass_the_validator(store) -> None:
     angles = [(20 * np.sin(t / 8), 5 * np.cos(t / 9), 3.0) for t in range(50)]
     landmarks = np.array([film(*a) for a in angles]) + RANDOM.normal(scale=0.5, size=(50, 68, 2))
-    (fitted,) = FitCameras().process(clip_of(landmarks))
+    fitted = run(FitCameras(), clip_of(landmarks), store)
     assert fitted.cameras.dtype == np.float32
     assert fitted.cameras.shape == (50, 25)
     check_cameras(fitted.cameras, tolerance=1e-5, radius=2.7)
@@ -115,10 +79,10 @@ def test_the_stage_writes_cameras_that_pass_the_validator() -> None:
     assert max(errors.values()) < 1
 
 
-def test_rejects_points_that_are_no_face() -> None:
+def test_rejects_points_that_are_no_face(store) -> None:
     scattered = RANDOM.uniform(0, SIZE, (50, 68, 2))
     with pytest.raises(Drop, match="camera not found"):
-        list(FitCameras().process(clip_of(scattered)))
+        run(FitCameras(), clip_of(scattered), store)
 
 
 def test_a_constant_offset_is_no_error() -> None:
@@ -133,7 +97,7 @@ def test_a_camera_is_turned_back_to_how_the_frame_was_held() -> None:
     """The crop stands upright whatever the roll of the camera; the transform remembers it."""
     held = np.array([film(10, 3, roll) for roll in (-15, 0, 15)])
     transforms = crop_transforms(held, SIZE)
-    rotations, positions, _ = fit_poses(apply(transforms, held), SIZE)
+    rotations, positions, _ = fit_poses(apply(transforms, held)[:, RIGID], LANDMARKS[RIGID], SIZE)
     cameras = encode(rotations, at_radius(positions))
     assert np.ptp(euler_degrees(cameras)[2]) < 0.1
     roll = euler_degrees(as_filmed(cameras, transforms))[2]
@@ -169,7 +133,7 @@ def test_angles_follow_deep3d_on_real_clips(shared_data: Path) -> None:
         seen = np.stack([backend.landmarks(f, backend.detect(f)[0].box) for f in frames])
         points = low_pass(seen, 0.04, fps)
         transforms = smooth_transforms(crop_transforms(points, SIZE), SIZE, fps, 0.04, 0.12)
-        rotations, positions, _ = fit_poses(apply(transforms, points), SIZE)
+        rotations, positions, _ = fit_poses(apply(transforms, points)[:, RIGID], LANDMARKS[RIGID], SIZE)
         yaw, pitch, _ = euler_degrees(encode(smooth_rotations(rotations, 0.08, fps), at_radius(positions)))
         ours = np.stack([pitch, -yaw], axis=-1)  # Deep3D counts yaw the other way
         errors = []
