@@ -35,7 +35,7 @@ check: setup
 setup: $(VENV)/installed
 
 # DeepSpeed's installer and Ray's workers call bash; where it is missing, sh serves as well.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt requirements-no-deps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pv3d needs Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@echo "setting up $(VENV); this happens once (the README says how much is downloaded)"
@@ -45,6 +45,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		PATH="$$PATH:$(CURDIR)/$(VENV)/sh" && export PATH && \
 		$(if $(TORCH_INDEX),$(PIP) install -q --index-url $(TORCH_INDEX) -c constraints.txt torch &&) \
 		$(PIP) install -q -c constraints.txt -e '.[all,dev]' && \
+		$(PIP) install -q -c constraints.txt --no-deps -r requirements-no-deps.txt && \
 		touch $@ && echo "set up in $$(( $$(date +%s) - start )) s"
 
 clean:

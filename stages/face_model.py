@@ -88,3 +88,15 @@ def to_world(points_mm: ArrayLike) -> NDArray[np.float64]:
 LANDMARKS = to_world(_face_mm())
 """float64 [68, 3], world units, iBUG order."""
 LANDMARKS.setflags(write=False)
+
+
+def similarity_3d(
+    source: NDArray[np.float64], target: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """(scale, rotation [3, 3], shift [3]) that bring points [N, 3] closest to others (Umeyama, 1991)."""
+    centre, goal = source.mean(axis=0), target.mean(axis=0)
+    u, spread, vt = np.linalg.svd((target - goal).T @ (source - centre))
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = (u * sign) @ vt
+    scale = float((spread * sign).sum() / ((source - centre) ** 2).sum())
+    return scale, rotation, goal - scale * rotation @ centre

@@ -1,0 +1,49 @@
+"""YuNet's face boxes, for backends without a detector of their own. Apache-2.0, one file of 0.3 MB."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from infra import weights
+from stages.backends import Detection
+
+LONG_SIDE = 320                  # px: no frame is looked at larger
+OVERLAP = 0.3                    # of two boxes, from which on they are one face
+
+
+class YuNet:
+    """Faces of 10 px and more once the frame is no larger than 320 px; boxes reach from forehead to chin."""
+
+    possible_above: ClassVar[float] = 0.4    # below: shadows and folds
+    believe_above: ClassVar[float] = 0.7
+
+    def __init__(self) -> None:
+        path = weights.require("yunet")
+        self._net = cv2.FaceDetectorYN.create(
+            str(path), "", (LONG_SIDE, LONG_SIDE), self.possible_above, OVERLAP
+        )
+        self._size = (LONG_SIDE, LONG_SIDE)
+
+    def detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
+        """Faces in a frame, uint8 [H, W, 3] RGB, best score first."""
+        height, width = frame.shape[:2]
+        scale = min(LONG_SIDE / max(height, width), 1.0)
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        if size != (width, height):
+            frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+        if size != self._size:
+            self._net.setInputSize(size)
+            self._size = size
+        _, rows = self._net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        if rows is None:
+            return []
+        x, y = width / size[0], height / size[1]
+        found = [
+            Detection((l_ * x, t * y, (l_ + w) * x, (t + h) * y), score)
+            for l_, t, w, h, score in rows[:, [0, 1, 2, 3, 14]].tolist()
+        ]
+        return sorted(found, key=lambda d: (-d.score, d.box))
