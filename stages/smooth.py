@@ -33,17 +33,22 @@ def check_not_negative(**settings: float) -> None:
 
 @dataclass
 class SmoothLandmarks(Stage):
-    """Gaussian over time on each coordinate. Neither PV3D nor what it follows publishes a width."""
+    """Gaussian over time on each coordinate of the points. Neither PV3D nor what it follows publishes a width."""
 
     sigma_s: float = 0.04                    # s: one frame at 25 frames per second
 
     name: ClassVar[str] = "SmoothLandmarks"
     reads: ClassVar[tuple[str, ...]] = ("landmarks", "fps")
-    writes: ClassVar[tuple[str, ...]] = ("smooth_landmarks",)
+    writes: ClassVar[tuple[str, ...]] = ("smooth_landmarks", "smooth_mesh")
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_not_negative(sigma_s=self.sigma_s)
 
     def process(self, clip: Clip) -> Iterator[Clip]:
         landmarks = low_pass(clip.need("landmarks"), self.sigma_s, clip.fps)
-        yield clip.copy(smooth_landmarks=landmarks.astype(np.float32))
+        mesh = None if clip.mesh is None else low_pass(clip.mesh, self.sigma_s, clip.fps)
+        yield clip.copy(
+            smooth_landmarks=landmarks.astype(np.float32),
+            smooth_mesh=None if mesh is None else mesh.astype(np.float32),
+        )

@@ -1,0 +1,211 @@
+"""Where one face is in every frame of a clip: detected now and then, followed between, confirmed again."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages import boxes
+from stages.backends import Box, Detection, FaceBackend
+from stages.blur import sharpness
+
+Picture = NDArray[np.uint8]
+Points = NDArray[np.float32]     # [P, 2]
+
+DETECT_PIXELS = 360_000          # px, area of the picture that a face is looked for in first: 800 x 450
+SEEN_FROM = 1.5                  # faces are shown to the detector this much larger than its smallest
+NEAR_PX = 80.0                   # and one that is looked for nearby has at least this side
+
+# In sides of the face's box:
+REFINE_BEYOND = 0.06             # a step after which the points are found again from their own box
+FAST = 0.08                      # a step, or a change of size, after which the face is looked for nearby
+OTHER = 0.6                      # another face is at least so far away
+NEAR = 1.0                       # a lost face is found again so near
+# Intersection over union of a detection with the box of the points:
+INSIDE = 0.5                     # of a face's box, within the listed box
+SAME = 0.35                      # it is the same face
+GOOD = 0.65                      # the points need no correction
+
+
+class Track:
+    """What one pass saw, frame by frame. Pixels are those of the frames as they come.
+
+    Every `every` frames the detector has to confirm the points. When it does not, every frame since the last
+    confirmed one is checked by itself. A face that is missing for longer than `longest_gap` frames is given
+    up; the next one that is found is another.
+    """
+
+    def __init__(
+        self, model: FaceBackend, wanted: list[Box | None], every: int, longest_gap: int, second_size: float
+    ) -> None:
+        self.model, self.wanted = model, wanted
+        self.every, self.longest_gap, self.second_size = every, longest_gap, second_size
+        self.points: list[Points | None] = []        # of each frame, None where the face is missing
+        self.faces: list[int] = []                   # of each frame: the how-manieth face that is followed
+        self.others: list[bool] = []                 # of each frame: a second one was seen with it
+        self.sharp: list[float] = []                 # of each frame: its sharpness, NaN where not measured
+        self.last_look: Picture | None = None
+        self._box: Box | None = None                 # where the face was last; None when nobody is followed
+        self._unsure: deque[Picture] = deque(maxlen=longest_gap + every)     # since the last confirmed one
+        model.start()
+
+    def step(self, frame: Picture) -> None:
+        """Take the next frame."""
+        index = len(self.points)
+        look = index % self.every == 0
+        self.points.append(self._follow(frame))
+        self.faces.append(self.faces[-1] if self.faces else 0)
+        self.others.append(False)
+        self.sharp.append(math.nan)
+        self._unsure.append(frame)
+        if look:
+            self.last_look = frame
+        if look or index == len(self.wanted) - 1:
+            self._look(frame)
+        elif self._is_fast() and not self._is_near(frame, self.points[-1]):
+            self._refute()
+        if self.points[-1] is None and (look or self._missing() <= self.longest_gap + 1):
+            self._search(frame)
+        if (now := self.points[-1]) is not None:
+            self._box = self.model.box(now)
+        elif self._missing() > self.longest_gap:
+            self._box = None
+
+    def nothing(self) -> float:
+        """Side in px of the largest face that a closer look at the last picture finds; 0 without any."""
+        closer = self.model.detect(self.last_look) if self.last_look is not None else []
+        return max((boxes.side(d.box) for d in closer if d.score >= self.model.believe_above), default=0.0)
+
+    def _missing(self) -> int:
+        """How many of the last frames are without the face; more than longest_gap + 1 are not counted."""
+        count = 0
+        while count < min(len(self.points), self.longest_gap + 2) and self.points[-1 - count] is None:
+            count += 1
+        return count
+
+    def _follow(self, frame: Picture) -> Points | None:
+        """Points found from where the face was one frame ago, if it was there."""
+        if not self.points or self.points[-1] is None or self._box is None:
+            return None
+        return self._refine(frame, self._box)
+
+    def _refine(self, frame: Picture, box: Box) -> Points | None:
+        points = self.model.landmarks(frame, box)
+        if not np.isfinite(points).all():
+            return None
+        if self.model.follows:                       # it knows better where the face is than the box
+            return points
+        moved = self.model.box(points)
+        return self.model.landmarks(frame, moved) if boxes.apart(moved, box) > REFINE_BEYOND else points
+
+    def _is_fast(self) -> bool:
+        points = self.points[-1]
+        if points is None or self._box is None:
+            return False
+        box = self.model.box(points)
+        return boxes.apart(box, self._box) > FAST or abs(boxes.side(box) / boxes.side(self._box) - 1) > FAST
+
+    def _look(self, frame: Picture) -> None:
+        """Ask the detector whether the face is where its points are, and whether it is alone."""
+        points = self.points[-1]
+        if points is None:
+            return
+        box = self.model.box(points)
+        seen = self._detect(frame, box)
+        there = _same_face(seen, box) or _same_face(self._detect_near(frame, box), box)
+        if there is None:
+            self._refute()
+            return
+        if not self.model.follows and boxes.overlap(there.box, box) < GOOD:
+            self.points[-1] = self._refine(frame, there.box)
+        self.others[-1] = self.wanted[len(self.points) - 1] is None and self._is_accompanied(seen, box)
+        self.sharp[-1] = sharpness(frame, box)
+        self._unsure.clear()
+
+    def _is_accompanied(self, seen: list[Detection], box: Box) -> bool:
+        return any(
+            d.score >= self.model.believe_above
+            and boxes.side(d.box) >= self.second_size * boxes.side(box)
+            and boxes.apart(d.box, box) > OTHER
+            for d in seen
+        )
+
+    def _refute(self) -> None:
+        """The face is not where its points are, nor was it in the frames before, until one confirms it."""
+        for back, earlier in enumerate(reversed(self._unsure), start=1):
+            followed = self.points[-back]
+            if back > 1 and followed is not None and self._is_near(earlier, followed):
+                break
+            self.points[-back] = None
+        self.model.start()
+
+    def _search(self, frame: Picture) -> None:
+        """Find the face anew in this frame: the one that was just lost, or another."""
+        seen = self._detect_near(frame, self._box) if self._box is not None else []
+        chosen = self._choose(seen) or self._choose(self._detect(frame, self._box))
+        if chosen is None:
+            return
+        if self._box is None and any(points is not None for points in self.points):
+            self.model.start()
+            self.faces[-1] += 1
+        self.points[-1] = self._refine(frame, chosen.box)
+        self._unsure.clear()
+
+    def _choose(self, seen: list[Detection]) -> Detection | None:
+        """The face to follow: the same as before, or at first the largest of those that surely are faces."""
+        if (box := self._box) is not None:
+            near = [
+                d for d in seen
+                if boxes.apart(d.box, box) < NEAR and 0.6 < boxes.side(d.box) / boxes.side(box) < 1.6
+            ]
+            return min(near, key=lambda d: boxes.apart(d.box, box), default=None)
+        wanted = self.wanted[len(self.points) - 1]
+        if wanted is not None:
+            faces = [d for d in seen if d.score >= self.model.believe_above]
+            within = [d for d in faces if boxes.inside(d.box, wanted) > INSIDE]
+            return max(within, key=lambda d: boxes.overlap(d.box, wanted), default=None)
+        sure = [d for d in seen if d.score >= max(self.model.believe_above, seen[0].score / 2)]
+        return max(sure, key=lambda d: boxes.side(d.box), default=None)
+
+    def _detect(self, frame: Picture, known: Box | None) -> list[Detection]:
+        """Faces in the whole frame, at a size that shows those that compete with the face `known`."""
+        import cv2
+
+        height, width = frame.shape[:2]
+        scale = min((DETECT_PIXELS / (height * width)) ** 0.5, 1.0)
+        if known is not None:
+            smallest = self.second_size * boxes.side(known)
+            scale = min(scale, SEEN_FROM * self.model.smallest_px / smallest)
+        if scale < 1:
+            size = (max(round(width * scale), 1), max(round(height * scale), 1))
+            frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return [Detection(boxes.scaled(d.box, 1 / scale), d.score) for d in self.model.detect(frame)]
+
+    def _detect_near(self, frame: Picture, box: Box) -> list[Detection]:
+        """Faces around `box`, looked for in its surroundings alone, enlarged or shrunk."""
+        import cv2
+
+        target = max(SEEN_FROM * self.model.smallest_px, NEAR_PX)
+        scale = target / boxes.side(box)
+        left, top = box[0] - target / 2 / scale, box[1] - target / 2 / scale
+        matrix = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
+        side = round(2 * target)
+        patch = cv2.warpAffine(frame, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
+        found = self.model.detect(np.asarray(patch, np.uint8))
+        return [Detection(boxes.shifted(boxes.scaled(d.box, 1 / scale), left, top), d.score) for d in found]
+
+    def _is_near(self, frame: Picture, points: Points | None) -> bool:
+        """Whether the detector sees a face where the points are."""
+        if points is None:
+            return False
+        box = self.model.box(points)
+        return _same_face(self._detect_near(frame, box), box) is not None
+
+
+def _same_face(seen: list[Detection], box: Box) -> Detection | None:
+    """The detection that overlaps `box` best, if any is the same face."""
+    best = max(seen, key=lambda d: boxes.overlap(d.box, box), default=None)
+    return best if best is not None and boxes.overlap(best.box, box) > SAME else None
