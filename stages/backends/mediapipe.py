@@ -50,6 +50,7 @@ class MediaPipeFaces:
     believe_above: ClassVar[float] = YuNet.believe_above
     smallest_px: ClassVar[float] = 20.0
     points68: ClassVar[NDArray[np.intp] | None] = POINTS_68
+    follows: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._trackers: list[Any] = []           # the one in use, if any
