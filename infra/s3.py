@@ -12,7 +12,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,15 @@ _TRIES = 6
 _LOST = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError)
 
 
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One object of a bucket; `etag` changes with its content."""
+
+    name: str
+    bytes: int
+    etag: str
+
+
 class S3Storage(Storage):
     """A bucket and prefix. Credentials come from the usual AWS places and are never logged."""
 
@@ -48,10 +58,12 @@ class S3Storage(Storage):
         region: str | None = None,
         addressing: str = "auto",
         profile: str | None = None,
+        setting: str = "storage.root",
     ) -> None:
+        self._setting = setting              # what error messages name
         bucket, _, prefix = root.removeprefix("s3://").partition("/")
         if not bucket:
-            raise ValueError(f"storage.root: {root!r} names no bucket; write s3://bucket/prefix")
+            raise ValueError(f"{setting}: {root!r} names no bucket; write s3://bucket/prefix")
         self.root = root.rstrip("/")
         self.bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
@@ -80,10 +92,10 @@ class S3Storage(Storage):
             if code in ("404", "NoSuchKey", "NotFound"):
                 raise FileNotFoundError(f"{self.root}: {what}") from None
             cure = _CURES.get(code, "see the log of the server")
-            raise StorageError(f"storage.root: {self.root}: cannot {what} ({code}); {cure}") from None
+            raise StorageError(f"{self._setting}: {self.root}: cannot {what} ({code}); {cure}") from None
         except BotoCoreError as error:
             reason = " ".join(str(error).split())
-            raise StorageError(f"storage.root: {self.root}: cannot {what} ({reason})") from None
+            raise StorageError(f"{self._setting}: {self.root}: cannot {what} ({reason})") from None
 
     def _persist(self, what: str, call: Callable[[], T]) -> T:
         """Repeat what only reads or replaces when its answer was lost."""
@@ -151,22 +163,40 @@ class S3Storage(Storage):
                 else:
                     return True
             _pause(number)
-        raise StorageError(f"storage.root: {self.root}: cannot create {key}; the server gives no answer")
+        raise StorageError(f"{self._setting}: {self.root}: cannot create {key}; the server gives no answer")
 
     def upload(self, key: str, path: Path) -> None:
         call = self._client.upload_file
         self._persist(f"upload {key}", lambda: call(str(path), self.bucket, self._name(key)))
 
+    def local(self, key: str) -> contextlib.AbstractContextManager[Path]:
+        return self.fetched(check_key(key))
+
     @contextlib.contextmanager
-    def local(self, key: str) -> Iterator[Path]:
-        handle, name = tempfile.mkstemp(prefix="pv3d-", suffix=Path(key).suffix)
+    def fetched(self, name: str) -> Iterator[Path]:
+        """As `local`, of an object whose name need not be one of our keys."""
+        handle, path = tempfile.mkstemp(prefix="pv3d-", suffix=Path(name).suffix[:16])
         os.close(handle)
         try:
             call = self._client.download_file
-            self._persist(f"read {key}", lambda: call(self.bucket, self._name(key), name))
-            yield Path(name)
+            self._persist(f"read {name}", lambda: call(self.bucket, self._prefix + name, path))
+            yield Path(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
+
+    def url(self, name: str) -> str:
+        return f"s3://{self.bucket}/{self._prefix}{name}"
+
+    def objects(self) -> Iterator[Object]:
+        """Everything below the root, whoever put it there, page by page."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._prefix
+        )
+        with self._plain_errors("list it"):
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    name = entry["Key"].removeprefix(self._prefix)
+                    yield Object(name, int(entry["Size"]), str(entry.get("ETag", "")).strip('"'))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         base = self._prefix + (f"{check_key(prefix)}/" if prefix else "")
@@ -200,7 +230,18 @@ class S3Storage(Storage):
             self.write(".writable", b"")
             self.delete(".writable")
         except FileNotFoundError:
-            raise StorageError(f"storage.root: {self.root}: no such bucket; create it first") from None
+            raise StorageError(f"{self._setting}: {self.root}: no such bucket; create it first") from None
+
+
+def fetched(url: str, options: Mapping[str, Any]) -> contextlib.AbstractContextManager[Path]:
+    """A local path of the object `s3://bucket/name` while the context lasts. Raises FileNotFoundError."""
+    bucket, _, name = url.removeprefix("s3://").partition("/")
+    return _bucket(bucket, tuple(sorted(options.items()))).fetched(name)
+
+
+@functools.lru_cache(maxsize=8)
+def _bucket(bucket: str, options: tuple[tuple[str, Any], ...]) -> S3Storage:
+    return S3Storage(f"s3://{bucket}", **dict(options), setting="source.location")  # a client takes long
 
 
 _CURES = {

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
 
@@ -31,6 +32,8 @@ class Storage:
     """The calls that stages and pipelines use. `FolderStorage` and `S3Storage` differ in nothing else."""
 
     root: str
+    s3: Mapping[str, Any] = {}
+    """What `open_storage` was told of S3: other buckets are reached the same way."""
 
     def read(self, key: str) -> bytes:
         """The whole object. Raises FileNotFoundError."""
@@ -185,10 +188,15 @@ def open_storage(
     profile: str | None = None,
 ) -> Storage:
     """The store at `root`: a folder, or `s3://bucket/prefix`, which the other arguments are for."""
+    options = {"endpoint": endpoint, "region": region, "addressing": addressing, "profile": profile}
+    store: Storage
     if root.startswith("s3://"):
         from infra.s3 import S3Storage
 
-        return S3Storage(root, endpoint=endpoint, region=region, addressing=addressing, profile=profile)
-    if "://" in root and not root.startswith("file://"):
+        store = S3Storage(root, endpoint=endpoint, region=region, addressing=addressing, profile=profile)
+    elif "://" in root and not root.startswith("file://"):
         raise ValueError(f"storage.root: {root!r} is neither a folder nor s3://bucket/prefix")
-    return FolderStorage(root.removeprefix("file://"))
+    else:
+        store = FolderStorage(root.removeprefix("file://"))
+    store.s3 = options
+    return store

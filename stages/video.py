@@ -23,8 +23,8 @@ from infra.storage import Storage
 from stages.decoder import EXACT, DecodeError, Frame, Reader, VideoInfo
 
 __all__ = [
-    "DecodeError", "Frame", "Reader", "VideoInfo", "frame_times", "probe", "read_all", "read_frames", "resolve",
-    "write_video",
+    "DecodeError", "Frame", "Reader", "VideoInfo", "frame_times", "probe", "read_all", "read_frames",
+    "resolve", "write_video",
 ]
 
 # x264 writes its thread count into the stream, and pixels depend on it: fix it inside x264. Its macroblock
@@ -34,18 +34,23 @@ H264 = {"crf": "18", "preset": "veryfast", "x264-params": "threads=1:sliced-thre
 
 @contextlib.contextmanager
 def resolve(store: Storage, video: str) -> Iterator[Path]:
-    """A local path of `Clip.video` while the context lasts: "store:<key>" or an absolute path.
+    """A local path of `Clip.video` while the context lasts: an absolute path, "store:<key>" or "s3://…".
 
     Raises DecodeError when there is no such file.
     """
-    if not video.startswith("store:"):
+    if not video.startswith(("store:", "s3://")):
         yield Path(video)
         return
     with contextlib.ExitStack() as stack:
         try:
-            path = stack.enter_context(store.local(video.removeprefix("store:")))
+            if video.startswith("store:"):
+                path = stack.enter_context(store.local(video.removeprefix("store:")))
+            else:
+                from infra.s3 import fetched
+
+                path = stack.enter_context(fetched(video, store.s3))
         except FileNotFoundError:
-            raise DecodeError(f"{video} is not in the store") from None
+            raise DecodeError(f"{video} is not there") from None
         yield path
 
 

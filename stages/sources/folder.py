@@ -1,4 +1,4 @@
-"""Any folder of videos, with its subfolders; or the demo's own videos."""
+"""Any folder of videos with its subfolders, here or on S3; or the demo's own videos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stages.base import Source
 from stages.clip import Clip
@@ -23,15 +23,25 @@ log = logging.getLogger(__name__)
 DEMO = "demo:portraits"
 
 
+class _Video(NamedTuple):
+    """One found video: its name below the location, where it is, and what changes with its content."""
+
+    name: str
+    video: str
+    fingerprint: str
+
+
 @dataclass
 class Folder(Source):
     """Lists by name and suffix; a file that no stage can read is rejected there, with its reason.
 
     A link to a file is listed when the file lies inside the folder. Other links, and links to folders, are
     passed over with a warning, so that nothing outside the folder is read by accident.
+
+    On S3 the bucket is reached as the store is: by `storage.s3`, and AWS's usual variables and files.
     """
 
-    location: str = "videos"                 # a folder, or demo:portraits
+    location: str = "videos"                 # a folder, s3://bucket/prefix, or demo:portraits
     extensions: list[str] = field(default_factory=lambda: ["mp4", "mov", "mkv", "webm", "avi", "m4v"])
     licence: str = "unknown"                 # of all the footage
     dataset: str = "folder"                  # what to call the collection
@@ -41,18 +51,16 @@ class Folder(Source):
         if self.location.startswith("demo:"):
             yield from self._demo(store)
             return
-        folder = self._folder()
-        paths = self._videos(folder)
-        if not paths:
+        found = sorted(self._objects(store) if self.location.startswith("s3://") else self._files())
+        if not found:
             raise ValueError(
                 f"source.location: {self.location} holds no video ({', '.join(self.extensions)}); "
                 "choose another folder"
             )
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        for path, name, unit in zip(paths, names, unit_ids(names), strict=True):
-            status = path.stat()
+        ids = unit_ids([one.name for one in found])
+        for (name, video, fingerprint), unit in zip(found, ids, strict=True):
             yield Clip(
-                id=unit, source=name, video=str(path), fingerprint=f"{status.st_size}-{status.st_mtime_ns}",
+                id=unit, source=name, video=video, fingerprint=fingerprint,
                 dataset=self.dataset, licence=self.licence,
             )  # fmt: skip
 
@@ -63,9 +71,30 @@ class Folder(Source):
             raise ValueError(f"source.location: there is no {self.location}; give a folder or {DEMO}")
         yield from portraits.clips(store)
 
+    def _objects(self, store: Storage) -> Iterator[_Video]:
+        from infra.s3 import S3Storage
+
+        bucket = S3Storage(self.location, **store.s3, setting="source.location")
+        for one in bucket.objects():
+            if self._wanted(one.name):
+                yield _Video(one.name, bucket.url(one.name), f"{one.bytes}-{one.etag}")
+
+    def _files(self) -> Iterator[_Video]:
+        folder = self._folder()
+        for path in self._videos(folder):
+            status = path.stat()
+            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
+            yield _Video(path.relative_to(folder).as_posix(), str(path), fingerprint)
+
+    def _wanted(self, name: str) -> bool:
+        """Whether a name has one of the suffixes, and no part that is hidden."""
+        suffix = Path(name).suffix.lower().lstrip(".")
+        wanted = {extension.lower().lstrip(".") for extension in self.extensions}
+        return suffix in wanted and not any(part.startswith(".") for part in name.split("/"))
+
     def _folder(self) -> Path:
         if "://" in self.location:
-            raise ValueError(f"source.location: {self.location} is not supported yet; give a local folder")
+            raise ValueError(f"source.location: {self.location} is no folder and no s3://bucket/prefix")
         folder = Path(self.location).expanduser().absolute()
         if not folder.exists():
             raise ValueError(f"source.location: {self.location} does not exist; give a folder of videos")
@@ -73,9 +102,7 @@ class Folder(Source):
             raise ValueError(f"source.location: {self.location} is a file; give the folder it is in")
         return folder.resolve()
 
-    def _videos(self, folder: Path) -> list[Path]:
-        wanted = {extension.lower().lstrip(".") for extension in self.extensions}
-        found = []
+    def _videos(self, folder: Path) -> Iterator[Path]:
         for parent, folders, files in os.walk(folder, onerror=_refuse):
             for name in sorted(folders):
                 if Path(parent, name).is_symlink():
@@ -83,14 +110,13 @@ class Folder(Source):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in files:
                 path = Path(parent, name)
-                if name.startswith(".") or path.suffix.lower().lstrip(".") not in wanted:
+                if not self._wanted(name):
                     continue
                 if path.is_symlink() and not _inside(path, folder):
                     log.warning("%s links to what is not a file in %s and is passed over", path, folder)
                     continue
                 if path.is_file():
-                    found.append(path)
-        return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+                    yield path
 
 
 def unit_ids(names: list[str]) -> list[str]:

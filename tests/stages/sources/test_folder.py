@@ -1,11 +1,12 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from infra.storage import check_key
+from infra.storage import StorageError, check_key
 from stages.sources.folder import Folder, unit_ids
 
 
@@ -105,7 +106,7 @@ def test_pipes_are_passed_over(tmp_path: Path, store) -> None:
         ("missing", "does not exist"),
         ("file.mp4", "is a file"),
         ("empty", "holds no video"),
-        ("s3://bucket/videos", "not supported yet"),
+        ("gs://bucket/videos", "no folder and no s3://"),
         ("demo:faces", "demo:portraits"),
     ],
 )
@@ -118,3 +119,76 @@ def test_refuses_in_one_line_what_cannot_be_listed(
     assert str(refused.value).startswith("source.location: ")
     assert location in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+# --- on S3 -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 client; objects of bucket "raw" are made with its `put`."""
+    boto3 = pytest.importorskip("boto3")
+    moto = pytest.importorskip("moto")
+    from infra import s3
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3._bucket.cache_clear()
+    with moto.mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="raw")
+        yield lambda name, data=b"film": client.put_object(Bucket="raw", Key=name, Body=data)
+    s3._bucket.cache_clear()
+
+
+def test_a_prefix_of_a_bucket_is_a_folder_of_videos(bucket, store) -> None:
+    for name in ("a.mp4", "deep er/ä b.MOV", "notes.txt", ".hidden/c.mp4", ""):
+        bucket(f"films/{name}")
+    bucket("other/d.mp4")
+    clips = list(Folder("s3://raw/films/").clips(store))
+    assert [clip.source for clip in clips] == ["a.mp4", "deep er/ä b.MOV"]
+    assert [clip.video for clip in clips] == ["s3://raw/films/a.mp4", "s3://raw/films/deep er/ä b.MOV"]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", clip.id) for clip in clips)
+
+
+def test_an_object_that_changes_is_another_video_and_one_that_does_not_is_the_same(bucket, store) -> None:
+    bucket("a.mp4", b"one")
+    bucket("b.mp4", b"one")
+    before = list(Folder("s3://raw").clips(store))
+    bucket("a.mp4", b"two")
+    bucket("b.mp4", b"one")
+    after = list(Folder("s3://raw").clips(store))
+    assert [a.digest() == b.digest() for a, b in zip(before, after, strict=True)] == [False, True]
+
+
+def test_stages_read_an_object_as_a_local_file(bucket, store, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("av")
+    from stages.video import DecodeError, resolve
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bucket("films/a b.mp4", b"film")
+    (clip,) = Folder("s3://raw/films").clips(store)
+    with resolve(store, clip.video) as path:
+        assert path.read_bytes() == b"film"
+        assert path.suffix == ".mp4"
+    assert not path.exists()
+    with pytest.raises(DecodeError, match="not there"), resolve(store, "s3://raw/films/gone.mp4"):
+        pass
+
+
+def test_many_pages_of_a_bucket_are_listed_whole(bucket, store) -> None:
+    for n in range(1100):
+        bucket(f"{n:04d}.mp4", b"")
+    assert len(list(Folder("s3://raw").clips(store))) == 1100
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [("s3://none/films", "source.location.*NoSuchBucket"), ("s3://raw/empty", "holds no video"),
+     ("s3:///films", "source.location.*names no bucket")],
+)
+def test_a_bucket_that_cannot_be_listed_is_one_line(bucket, store, location, message) -> None:
+    with pytest.raises((ValueError, StorageError), match=message) as caught:
+        list(Folder(location).clips(store))
+    assert "\n" not in str(caught.value)
