@@ -23,7 +23,7 @@ import sys
 import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -122,10 +122,10 @@ class ClipFile:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def clip(self, row: int, arrays: bool = True) -> Clip:
-        """The clip of a row, without its arrays when they are not wanted."""
-        names = self._names.get(row, []) if arrays else []
-        held = {name.partition(".")[2]: self._npz[name] for name in names}
+    def clip(self, row: int, arrays: Collection[str] | None = None) -> Clip:
+        """The clip of a row; with `arrays`, only these of its arrays."""
+        fields = {name.partition(".")[2]: name for name in self._names.get(row, [])}
+        held = {f: self._npz[name] for f, name in fields.items() if arrays is None or f in arrays}
         return Clip.from_record(json.loads(self._lines[row]), held)
 
 
@@ -191,8 +191,8 @@ class Ledger:
             if out.state == "ok"
         ]
 
-    def load(self, ref: Ref, arrays: bool = True) -> Clip:
-        """The clip. Raises LostSegmentError when the store cannot give it back."""
+    def load(self, ref: Ref, arrays: Collection[str] | None = None) -> Clip:
+        """The clip; with `arrays`, at least these of its arrays. Raises LostSegmentError when it is lost."""
         if ref.clip is not None:
             return ref.clip
         try:

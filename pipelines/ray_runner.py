@@ -19,6 +19,7 @@ import ray
 
 from infra import cluster
 from pipelines.alone import run_alone
+from pipelines.groups import clips_of
 from pipelines.ledger import Ledger
 from pipelines.pools import Outcome, Pool, Work
 from pipelines.work import Chain, ChainSpec, Piece, SetupError, StageBugError
@@ -250,7 +251,7 @@ class OnRay:
         return spec
 
     def _hand_out(self, worker: _Worker, work: Work) -> None:
-        clips = [self.ledger.load(ref) for ref in work.refs]
+        clips = clips_of(work, self.ledger)
         spec = self._spec(work.pool)
         worker.work, worker.started = work, time.monotonic()
         actor, task_options = worker.actor, self._options(work.pool)

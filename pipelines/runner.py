@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from infra.storage import Storage
+from pipelines.groups import clips_of, in_storage_order, is_light, restore
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
@@ -45,7 +46,7 @@ class InProcess:
             self._chains[id(pool)] = Chain(stages, [step.name for step in pool.steps], self.store)
         chain = self._chains[id(pool)]
         work = pool.queue.popleft()
-        clips = [self.ledger.load(ref) for ref in work.refs]
+        clips = clips_of(work, self.ledger)
         if work.group is None:
             pieces = chain.run(clips[0], work.first, work.last)
         else:
@@ -301,7 +302,11 @@ class _Run:
             return []
         members, group = members_digest(work.refs), work.group or ""
         kept: list[Ref] = []
-        for ref, piece in zip(work.refs, outcome.pieces, strict=True):
+        pieces = {ref.id: piece for ref, piece in zip(work.refs, outcome.pieces, strict=True)}
+        for ref in in_storage_order(work.refs):
+            piece = pieces[ref.id]
+            if is_light(step.stage):
+                restore(piece, self.ledger.load(ref), step.stage.writes)
             record = Record(
                 piece.unit, ref.source, step.key, ref.digest, piece.state, piece.reason, piece.detail,
                 work.attempts, piece.seconds, piece.outputs, group, members,
@@ -319,8 +324,8 @@ class _Run:
         if self.ledger.finished(step.name) == digest:
             return
         self.ledger.flush()
-        clips = [self.ledger.load(ref, arrays=False) for ref in sorted(refs, key=lambda ref: ref.id)]
-        step.stage.finish(self.store, clips)
+        clips = [self.ledger.load(ref, arrays=()) for ref in in_storage_order(refs)]
+        step.stage.finish(self.store, sorted(clips, key=lambda clip: clip.id))
         self.ledger.finish(step.name, digest)
 
 
@@ -330,7 +335,7 @@ def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> dict[str, list
     groups: dict[str, list[Ref]] = {}
     for ref in refs:
         record = ledger.current(step.name, step.key, ref)
-        group = record.group if record else step.stage.group(ledger.load(ref, arrays=False))
+        group = record.group if record else step.stage.group(ledger.load(ref, arrays=()))
         groups.setdefault(group, []).append(ref)
     return {group: sorted(members, key=lambda ref: ref.id) for group, members in groups.items()}
 

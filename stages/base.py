@@ -105,7 +105,11 @@ class Stage:
 
 
 class GroupStage:
-    """One step that sees all clips of a group at once, such as a balance or a shard."""
+    """One step that sees all clips of a group at once, such as a balance or a shard.
+
+    A stage whose groups may have 100,000 clips says `whole_clips = False`: of their arrays it then gets those
+    that `reads` names, and of what it yields the fields that `writes` names are put into the whole clips.
+    """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
@@ -113,6 +117,7 @@ class GroupStage:
     resources: ClassVar[Resources] = Resources()
     version: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 3600.0
+    whole_clips: ClassVar[bool] = True
 
     def setup(self, store: Storage) -> None:
         """As `Stage.setup`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from infra.storage import Storage
 from stages import backends
+from stages.backends import identity_file
 from stages.base import Rejected, Stage
 from stages.clip import Clip
 from stages.crop import apply
@@ -18,66 +19,101 @@ from stages.crop import apply
 
 @dataclass
 class EmbedFaces(Stage):
-    """Embed every `every`-th aligned frame by a model of face identity."""
+    """Embed every `every`-th aligned frame by a model of face identity.
+
+    A file of your own is named by `weights`; the stage is redone when that file, or the json beside it, has
+    changed, wherever it lies.
+    """
 
     backend: str = "stages.backends.dlib:DlibIdentity"
+    weights: str = field(default="", metadata={"output": False})  # file of the backend: absolute, or by name
+    digest: str = ""                         # of that file and its json; found, when empty
     every: int = 2
 
     name: ClassVar[str] = "EmbedFaces"
     reads: ClassVar[tuple[str, ...]] = ("frame_times_s", "landmarks", "crop_transforms", "aligned")
-    writes: ClassVar[tuple[str, ...]] = ("embeddings", "embedding_step", "embedding_backend")
+    writes: ClassVar[tuple[str, ...]] = (
+        "embeddings", "embedding_step", "embedding_mean", "embedding_backend", "embedding_model",
+    )
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"stages.identity.every: {self.every} is below 1; give 1 or more")
+        if self.weights and not self.digest:
+            self.digest = identity_file.digest(identity_file.locate(self.weights))
 
     def setup(self, store: Storage) -> None:
         import cv2
 
         cv2.setNumThreads(1)
         self._store = store
-        self._model: backends.IdentityBackend = backends.load(self.backend)
+        if self.weights:
+            self._check_digest()
+        self._model: backends.IdentityBackend = backends.load(self.backend, self.weights)
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         from stages.shards import aligned_frames, decode_jpeg
 
         points = apply(clip.need("crop_transforms"), clip.need("landmarks")).astype(np.float32)
         frames = aligned_frames(self._store, clip, self.every)
-        embeddings = [
+        found = [
             self._model.embed(decode_jpeg(data, clip.aligned), landmarks)
             for data, landmarks in zip(frames, points[::self.every], strict=True)
         ]
+        embeddings = np.stack(found).astype(np.float32)
         yield clip.copy(
-            embeddings=np.stack(embeddings).astype(np.float32), embedding_step=self.every,
+            embeddings=embeddings, embedding_step=self.every, embedding_mean=unit_mean(embeddings),
             embedding_backend=self.backend,
+            embedding_model=asdict(backends.IdentityModel.of(self._model)),
         )
+
+    def _check_digest(self) -> None:
+        """A worker elsewhere may find another file of the same name."""
+        path = identity_file.locate(self.weights)
+        found = identity_file.digest(path)
+        if found != self.digest:
+            raise ValueError(
+                f"weights: {path} (with its json) has the digest {found}, not {self.digest} as where the run "
+                "was started; copy that file here"
+            )
+
+
+def unit_mean(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of [S, D] as a unit vector [D]."""
+    mean = embeddings.astype(np.float64).mean(axis=0)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
 
 
 @dataclass
 class VerifyIdentity(Stage):
     """Reject clips in which more than `maximum_noisy_frames` embedded frames are unlike the others.
 
-    A frame is noisy when its mean similarity to all others is below the threshold of the model that made the
-    embeddings; see `stages.backends.similarity`.
+    A frame is noisy when its mean similarity to all others is below the threshold that belongs to the file of
+    the model; see `stages.backends.similarity`.
     """
 
     maximum_noisy_frames: int = 2
+    same_person: float | None = None         # another threshold than the model's own, in its metric
 
     name: ClassVar[str] = "VerifyIdentity"
-    reads: ClassVar[tuple[str, ...]] = ("embeddings", "embedding_backend")
+    reads: ClassVar[tuple[str, ...]] = ("embeddings", "embedding_model")
     writes: ClassVar[tuple[str, ...]] = ("verification",)
+    version: ClassVar[int] = 2
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
-        model = backends.find(clip.embedding_backend)
+        model = backends.IdentityModel(**clip.embedding_model)
+        if self.same_person is not None:
+            model = replace(model, same_person=self.same_person)
         clip = clip.copy(verification=verify(clip.need("embeddings"), model))
         noisy, count = clip.verification["noisy_frames"], len(clip.need("embeddings"))
         if noisy > self.maximum_noisy_frames:
-            yield Rejected(clip, "identity changes", f"{noisy} of {count} frames are unlike the others")
+            yield Rejected(clip, "identity changes", f"{noisy:.0f} of {count} frames are unlike the others")
         else:
             yield clip
 
 
-def verify(embeddings: NDArray[np.float32], model: type[backends.IdentityBackend]) -> dict[str, float]:
+def verify(embeddings: NDArray[np.float32], model: backends.IdentityModel) -> dict[str, float]:
     """Verification of unit vectors [S, D].
 
     mean_cosine, median_cosine: over all pairs of frames; lowest: the least mean similarity of a frame to the

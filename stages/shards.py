@@ -39,8 +39,8 @@ LATEST = "dataset/latest.json"
 
 # Of the record: what is local to a machine or a run, or lies in members of its own, stays out of the sample.
 _LEFT_OUT = {
-    "id", "video", "fingerprint", "aligned", "shard", "cameras", "landmarks", "smooth_landmarks",
-    "embeddings",
+    "id", "video", "fingerprint", "aligned", "shard", "cameras", "landmarks", "smooth_landmarks", "mesh",
+    "smooth_mesh", "embeddings", "embedding_mean",
 }
 
 

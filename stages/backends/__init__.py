@@ -8,7 +8,8 @@ clip starts: what it answers depends on the calls since then, never on what its 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -68,9 +69,11 @@ def to_68(model: type[FaceBackend], points: NDArray[np.float32]) -> NDArray[np.f
 
 
 class IdentityBackend(Protocol):
-    """Embeds a face. The thresholds belong to the model, so they live here."""
+    """Embeds a face. The thresholds belong to the model's file, so they live here, with its name and hash."""
 
     name: str
+    file: str
+    sha256: str                              # hex, of the file
     metric: Literal["cosine", "euclidean"]   # between unit vectors
     same_person: float                       # verification: the least cosine, or the largest distance
     same_cluster: float                      # the same, to merge clips into a person by their mean embeddings
@@ -80,8 +83,28 @@ class IdentityBackend(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class IdentityModel:
+    """What a clip remembers of the model that embedded it (`Clip.embedding_model`)."""
+
+    file: str
+    sha256: str
+    metric: Literal["cosine", "euclidean"]
+    same_person: float
+    same_cluster: float
+
+    @classmethod
+    def of(cls, backend: IdentityBackend) -> IdentityModel:
+        return cls(**{f.name: getattr(backend, f.name) for f in fields(cls)})
+
+    @property
+    def cluster_cosine(self) -> float:
+        """`same_cluster` as a cosine: of unit vectors at distance d it is 1 - d^2 / 2."""
+        return self.same_cluster if self.metric == "cosine" else 1 - self.same_cluster**2 / 2
+
+
 def similarity(
-    model: type[IdentityBackend], a: NDArray[np.float32], b: NDArray[np.float32]
+    model: IdentityModel, a: NDArray[np.float32], b: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], float]:
     """([n, m] of unit vectors [n, D] and [m, D], the value below which its mean is not that of one person).
 
@@ -91,7 +114,7 @@ def similarity(
     cosines = a.astype(np.float64) @ b.astype(np.float64).T
     if model.metric == "cosine":
         return cosines, model.same_person
-    within = 2 - 2 * cosines <= model.same_person ** 2
+    within = 2 - 2 * cosines <= model.same_person**2
     return within.astype(np.float64), 0.5
 
 
@@ -106,6 +129,14 @@ def find(path: str) -> Any:
         raise ValueError(f"backend: {path!r}: {module_name} has no such class") from None
 
 
-def load(path: str) -> Any:
-    """Construct what `path` names, models and all."""
-    return find(path)()
+def load(path: str, weights: str = "") -> Any:
+    """Construct what `path` names, models and all; from the file `weights` where one is given.
+
+    Raises ValueError when this backend takes no file.
+    """
+    backend = find(path)
+    if not weights:
+        return backend()
+    if "weights" not in inspect.signature(backend).parameters:
+        raise ValueError(f"weights: {weights}: {path} takes no file; leave it out, or choose another backend")
+    return backend(weights=weights)

@@ -15,6 +15,7 @@ import dlib
 import numpy as np
 from numpy.typing import NDArray
 
+from infra import weights
 from stages import face_model
 from stages.backends import Box, Detection
 
@@ -102,9 +103,12 @@ class DlibIdentity:
     metric: ClassVar[Literal["cosine", "euclidean"]] = "euclidean"
     same_person: ClassVar[float] = 0.37
     same_cluster: ClassVar[float] = 0.30
+    file: ClassVar[str] = "dlib_face_recognition_resnet_model_v1.dat"
 
     def __init__(self) -> None:
-        self._model = dlib.face_recognition_model_v1(model_file("dlib_face_recognition_resnet_model_v1.dat"))
+        path = model_file(self.file)
+        self.sha256 = weights.digest(Path(path))
+        self._model = dlib.face_recognition_model_v1(path)
 
     def embed(self, face: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
         points = dlib.points([dlib.point(round(x), round(y)) for x, y in landmarks.tolist()])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from stages.backends.dlib import DlibIdentity
+from stages.backends import IdentityModel
 from stages.balance import BalanceIdentities, identities
 from stages.base import Rejected
 from stages.clip import Clip
 
-BACKEND = "stages.backends.dlib:DlibIdentity"
+MODEL = IdentityModel("a.dat", "0" * 64, "euclidean", same_person=0.37, same_cluster=0.30)
 
 
 def clip_of(
@@ -21,12 +22,12 @@ def clip_of(
     """A clip whose embeddings are near the person's own direction."""
     centre = np.eye(32)[0] + 0.6 * np.eye(32)[person + 1]
     random = np.random.default_rng(sum(clip_id.encode()))
-    vectors = centre + 0.02 * random.normal(size=(6, 32))
+    vector = centre + 0.01 * random.normal(size=32)
     clip = Clip(
         id=clip_id, source=source or clip_id, video="v", width=width, height=480,
         face_boxes=np.tile(np.array([0, 0, face, face], np.float32), (6, 1)),
-        embeddings=(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32),
-        embedding_step=2, embedding_backend=BACKEND, verification={"mean_cosine": 0.9},
+        embedding_mean=(vector / np.linalg.norm(vector)).astype(np.float32),
+        embedding_model=asdict(MODEL), verification={"mean_cosine": 0.9},
     )
     return clip.copy(**changes)
 
@@ -50,14 +51,11 @@ def test_finds_the_people() -> None:
 def test_agrees_with_average_linkage_of_another_library() -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     random = np.random.default_rng(0)
-    clips = []
-    for i in range(60):
-        vectors = np.eye(32)[0] + 0.3 * random.normal(size=(1, 32)) / 6 + np.zeros((4, 32))
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        clips.append(clip_of(f"c{i:02d}", 0, embeddings=vectors.astype(np.float32)))
-    means = np.stack([c.embeddings[0] for c in clips]).astype(np.float64)
+    means = np.eye(32)[0] + 0.3 * random.normal(size=(60, 32)) / 6
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    clips = [clip_of(f"c{i:02d}", 0, embedding_mean=mean.astype(np.float32)) for i, mean in enumerate(means)]
     reference = cluster.AgglomerativeClustering(
-        n_clusters=None, metric="euclidean", linkage="average", distance_threshold=DlibIdentity.same_cluster
+        n_clusters=None, metric="cosine", linkage="average", distance_threshold=1 - MODEL.cluster_cosine
     ).fit_predict(means).tolist()
     names = identities(clips)
     pairs = {(names[c.id], r) for c, r in zip(clips, reference, strict=True)}
@@ -110,4 +108,4 @@ def test_one_clip_and_none() -> None:
 
 def test_two_models_do_not_compare() -> None:
     with pytest.raises(ValueError, match="do not compare"):
-        balance([clip_of("a", 0), clip_of("b", 0, embedding_backend="another:Model")])
+        balance([clip_of("a", 0), clip_of("b", 0, embedding_model=asdict(replace(MODEL, sha256="1" * 64)))])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import matplotlib
@@ -19,19 +19,8 @@ from stages.base import Rejected
 from stages.clip import Clip
 from stages.identity import EmbedFaces, VerifyIdentity, verify
 
-
-class Cosine:
-    name: ClassVar[str] = "cosine"
-    metric: ClassVar[str] = "cosine"
-    same_person: ClassVar[float] = 0.5
-    same_cluster: ClassVar[float] = 0.5
-
-
-class Euclidean:
-    name: ClassVar[str] = "euclidean"
-    metric: ClassVar[str] = "euclidean"
-    same_person: ClassVar[float] = 0.4
-    same_cluster: ClassVar[float] = 0.3
+COSINE = backends.IdentityModel("a.onnx", "0" * 64, "cosine", same_person=0.5, same_cluster=0.5)
+EUCLIDEAN = backends.IdentityModel("b.dat", "1" * 64, "euclidean", same_person=0.4, same_cluster=0.3)
 
 
 def people(counts: list[int], noise: float, apart: float, seed: int = 0) -> np.ndarray:
@@ -51,17 +40,17 @@ def people(counts: list[int], noise: float, apart: float, seed: int = 0) -> np.n
 def test_mean_cosine_to_the_others_decides() -> None:
     """Against the definition, frame by frame."""
     vectors = people([20, 3], 0.3, 3.0)
-    found = verify(vectors, Cosine)
+    found = verify(vectors, COSINE)
     means = [np.mean([float(a @ b) for j, b in enumerate(vectors) if j != i]) for i, a in enumerate(vectors)]
-    assert found["noisy_frames"] == sum(m < Cosine.same_person for m in means)
+    assert found["noisy_frames"] == sum(m < COSINE.same_person for m in means)
     assert found["lowest"] == pytest.approx(min(means), abs=1e-5)
 
 
 @pytest.mark.parametrize(("counts", "noisy"), [([40], 0), ([40, 2], 2), ([40, 3], 3), ([20, 20], 40)])
 def test_counts_the_frames_of_another_person(counts: list[int], noisy: int) -> None:
-    assert verify(people(counts, 0.1, 0.5), Euclidean)["noisy_frames"] == noisy
+    assert verify(people(counts, 0.1, 0.5), EUCLIDEAN)["noisy_frames"] == noisy
     if len(counts) == 1 or counts[0] != counts[1]:
-        assert verify(people(counts, 0.1, 3.0), Cosine)["noisy_frames"] == noisy
+        assert verify(people(counts, 0.1, 3.0), COSINE)["noisy_frames"] == noisy
 
 
 def test_more_than_two_noisy_frames_drop_the_clip() -> None:
@@ -69,7 +58,7 @@ def test_more_than_two_noisy_frames_drop_the_clip() -> None:
     for counts, kept in [([40], True), ([40, 2], True), ([40, 3], False), ([20, 20], False)]:
         clip = Clip(
             id="a", source="a", video="a", embeddings=people(counts, 0.1, 0.8), embedding_step=2,
-            embedding_backend="stages.backends.dlib:DlibIdentity",
+            embedding_model=asdict(EUCLIDEAN),
         )
         (out,) = stage.process(clip)
         assert isinstance(out, Clip) == kept
@@ -80,7 +69,7 @@ def test_more_than_two_noisy_frames_drop_the_clip() -> None:
 
 
 def test_one_frame_is_one_person() -> None:
-    assert verify(people([1], 0.1, 1.0), Cosine)["noisy_frames"] == 0
+    assert verify(people([1], 0.1, 1.0), COSINE)["noisy_frames"] == 0
 
 
 def clip_of(store: Storage, pictures: list[np.ndarray], landmarks: np.ndarray) -> Clip:

@@ -1,0 +1,89 @@
+"""Light clips: a large group gets the arrays it reads, and what it writes reaches the whole clips."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pipelines.groups import clips_of, in_storage_order, light, restore
+from pipelines.ledger import Ledger, Output, Record, Ref
+from pipelines.pools import Pool, Work
+from pipelines.settings import Workers
+from pipelines.work import Chain
+from pipelines.workflow import Step
+from stages import Clip, GroupStage, Rejected, Resources
+
+
+@dataclass
+class Number(GroupStage):
+    """Numbers the clips; rejects the first."""
+
+    name: ClassVar[str] = "Number"
+    reads: ClassVar[tuple[str, ...]] = ("embedding_mean",)
+    writes: ClassVar[tuple[str, ...]] = ("identity", "extra.number")
+    whole_clips: ClassVar[bool] = False
+
+    def process_group(self, group: str, clips: list[Clip]) -> Iterator[Clip | Rejected]:
+        for number, clip in enumerate(clips):
+            assert clip.embeddings is None
+            assert clip.face_boxes is None
+            out = clip.copy(identity=f"p{int(clip.need('embedding_mean')[0])}")
+            out.extra["number"] = number
+            yield out if number else Rejected(out, "first")
+
+
+def written(store, count: int) -> tuple[Ledger, list[Ref]]:
+    """A ledger with clips of one stage, in two segments, and their refs sorted by id."""
+    ledger = Ledger(store)
+    refs = []
+    for i in reversed(range(count)):
+        clip = Clip(
+            id=f"c{i}", source="s", video="v", face_boxes=np.zeros((3, 4), np.float32),
+            embeddings=np.full((3, 2), i, np.float32), embedding_mean=np.full(2, i, np.float32),
+        )  # fmt: skip
+        record = Record(clip.id, "s", "key", "in", "ok", outputs=[Output(clip.id, clip.digest())])
+        refs += ledger.add("Before", record, [clip])
+        if i == count // 2:
+            ledger.flush()
+    ledger.flush()
+    return ledger, sorted(refs, key=lambda ref: ref.id)
+
+
+def step() -> Step:
+    return Step("Number", "x:Number", Number(), Resources(), Workers(), 60.0)
+
+
+def test_a_light_group_gets_what_it_reads_and_whole_clips_come_out(store):
+    ledger, refs = written(store, 4)
+    work = Work(Pool([step()], 0), 0, refs, "all")
+    clips = clips_of(work, ledger)
+    assert [clip.id for clip in clips] == ["c0", "c1", "c2", "c3"]
+    pieces = Chain([step().stage], ["Number"], store).run_group("all", clips)
+    for i, (ref, piece) in enumerate(zip(refs, pieces, strict=True)):
+        restore(piece, ledger.load(ref), Number.writes)
+        (clip,), (output,) = piece.clips, piece.outputs
+        assert (clip.identity, clip.extra) == (f"p{i}", {"number": i})
+        assert clip.embeddings.shape == (3, 2)
+        assert clip.face_boxes.shape == (3, 4)
+        assert output.digest == clip.digest()
+        assert output.state == ("ok" if i else "rejected")
+
+
+def test_clips_that_are_not_written_yet_are_light_too():
+    clip = Clip(id="a", source="s", video="v", embeddings=np.ones((2, 2)), embedding_mean=np.ones(2))
+    assert light(clip, ("embedding_mean",)).embeddings is None
+    assert light(clip, ("embedding_mean",)).embedding_mean is clip.embedding_mean
+    assert clip.embeddings is not None
+
+
+def test_each_segment_is_opened_once(store, monkeypatch):
+    ledger, refs = written(store, 6)
+    monkeypatch.setattr("pipelines.ledger.OPEN_SEGMENTS", 1)
+    read = []
+    monkeypatch.setattr(store, "read", lambda key, read_=store.read: read.append(key) or read_(key))
+    shuffled = refs[::2] + refs[1::2]
+    clips_of(Work(Pool([step()], 0), 0, shuffled, "all"), ledger)
+    arrays = [key for key in read if key.endswith(".npz")]
+    assert len(arrays) == len(set(arrays)) == len({ref.segment for ref in refs}) == 2
+    assert [ref.segment for ref in in_storage_order(shuffled)] == sorted(ref.segment for ref in refs)
