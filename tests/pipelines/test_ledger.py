@@ -32,7 +32,7 @@ def test_clips_come_back_equal_from_one_npz():
     file = ClipFile(encode_clips(clips))
     assert [file.clip(row).digest() for row in range(len(file))] == [c.digest() for c in clips]
     assert file.clip(0, arrays=()).landmarks is None
-    assert file.clip(0, arrays=False).listed == {"row": 3}
+    assert file.clip(0, arrays=()).listed == {"row": 3}
 
 
 def test_records_and_clips_are_there_for_the_next_process(store):
