@@ -51,6 +51,7 @@ class MediaPipeFaces:
     smallest_px: ClassVar[float] = 20.0
     points68: ClassVar[NDArray[np.intp] | None] = POINTS_68
     follows: ClassVar[bool] = True
+    follows: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._trackers: list[Any] = []           # the one in use, if any
