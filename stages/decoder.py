@@ -12,7 +12,6 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -20,28 +19,21 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, Interpolation
 from numpy.typing import NDArray
 
 from stages.base import Drop
+from stages.pictures import Converter, Frame, displayed_size
 
-Frame = NDArray[np.uint8]
 Timed = tuple[float, Any]        # presentation time in s, libav frame
 
 SEEK_FROM_S = 2.0                # where no index tells better: what is nearer is reached by decoding
-LEAD_S = 1.0                     # so long before a wanted time every frame is decoded
-LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted times after it
+LEAD_S = 0.25                    # so long before a wanted time every frame is decoded
 TIE_S = 1e-4                     # times this close are equal: containers round them
 MAX_PIXELS = 1 << 26             # a broken header may promise any size; 8192 x 8192 is more than any camera's
 MAX_BARREN_PACKETS = 2000        # packets in a row without a frame: broken, give up
 
 # What a video file may be. Others are pictures, or play lists that name further files.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,ivf,nut,m4v,h264,hevc,obu,y4m,yuv4mpegpipe,gif"
-
-# Colour conversion for pixels that are kept: the fast way is a level darker and differs between CPU types,
-# this one costs 2 ms more at 720p.
-EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-EXACT |= Interpolation.FULL_CHR_H_INT
 
 
 class DecodeError(Drop):
@@ -84,10 +76,10 @@ class Reader:
     def info(self) -> VideoInfo:
         """What the header and the first frame say."""
         stream = self._stream
-        first = next(self._from(-math.inf), None)
+        first = next(self.frames(-math.inf), None)
         if first is None:
             raise DecodeError("no frame can be decoded")
-        width, height = _displayed(stream, first[1])
+        width, height = displayed_size(stream, first[1])
         rate = stream.average_rate or stream.guessed_rate
         duration_s = (self._container.duration or 0) / 1e6
         if stream.duration:
@@ -98,18 +90,11 @@ class Reader:
         self, start_s: float = -math.inf, end_s: float = math.inf, long_side: int | None = None
     ) -> Iterator[tuple[float, Frame]]:
         """As `stages.video.read_all`."""
-        for time, frame in self._from(start_s):
+        for time, frame in self.frames(start_s):
             if time >= end_s - TIE_S:
                 return
             if time >= start_s - TIE_S:
-                yield time, _picture(self._stream, frame, long_side)
-
-    def nearest(self, wanted: list[float], long_side: int | None = None) -> Iterator[Frame]:
-        """As `stages.video.read_frames`; `wanted` ascends and is not empty."""
-        for frame, count in _nearest(self._from(wanted[0]), wanted):
-            picture = _picture(self._stream, frame, long_side)
-            for _ in range(count):
-                yield picture
+                yield time, self.picture(frame, long_side)
 
     def listed_times(self) -> NDArray[np.float64]:
         """As `stages.video.frame_times`; the reader has no frame to give afterwards."""
@@ -118,10 +103,15 @@ class Reader:
             times = {float(p.pts * self._stream.time_base) for p in packets if p.pts is not None}
         return np.array(sorted(t for t in times if t >= 0), np.float64)
 
+    def picture(self, frame: Any, long_side: int | None) -> Frame:
+        with _errors():
+            return self._converter.picture(frame, long_side)
+
     # --- where in the file we are --------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._container, self._stream = _open(self._path)
+        self._converter = Converter(self._stream)
         self._jumped = False                             # whether frames before this place were left out
         self._stand(-math.inf)
 
@@ -136,7 +126,7 @@ class Reader:
         self._taken = 0
         self._frames = self._decode(self._container.demux(self._stream))
 
-    def _from(self, start_s: float) -> Iterator[Timed]:
+    def frames(self, start_s: float) -> Iterator[Timed]:
         """Frames from the last one at or before `start_s` on; all, where there is none."""
         for go in (self._go_on, self._seek_early, self._restart):
             try:
@@ -285,60 +275,3 @@ def _around(frames: Iterator[Timed], time_s: float) -> tuple[Timed | None, Timed
             return before, one
         before = one
     return before, None
-
-
-def _nearest(frames: Iterator[Timed], wanted: list[float]) -> Iterator[tuple[Any, int]]:
-    """(frame, how many wanted times it serves) in order; a tie goes to the earlier frame."""
-    served = 0
-    before: Timed | None = None
-    for time, frame in frames:
-        if before is not None:
-            middle = (before[0] + time) / 2
-            count = _count_up_to(wanted, served, middle)
-            if count:
-                yield before[1], count
-                served += count
-                if served == len(wanted):
-                    return
-        before = (time, frame)
-    if before is None:
-        raise DecodeError("no frame can be decoded")
-    if wanted[-1] > before[0] + LAST_FRAME_S:
-        raise DecodeError(f"ends at {before[0]:.3f} s, {wanted[-1]:.3f} s is wanted", "truncated")
-    yield before[1], len(wanted) - served
-
-
-def _count_up_to(wanted: list[float], start: int, limit: float) -> int:
-    end = start
-    while end < len(wanted) and wanted[end] <= limit:
-        end += 1
-    return end - start
-
-
-def _displayed(stream: Any, frame: Any) -> tuple[int, int]:
-    """Width and height in px as displayed: pixels made square by widening, then turned upright."""
-    aspect = stream.sample_aspect_ratio
-    width, height = frame.width, frame.height
-    if aspect and aspect != 1 and Fraction(1, 8) < aspect < 8:
-        width = max(round(width * aspect), 1)
-    return (height, width) if frame.rotation % 180 else (width, height)
-
-
-def _picture(stream: Any, frame: Any, long_side: int | None) -> Frame:
-    upright_width, upright_height = _displayed(stream, frame)
-    if long_side is not None and max(upright_width, upright_height) > long_side:
-        scale = long_side / max(upright_width, upright_height)
-        upright_width = max(round(upright_width * scale), 1)
-        upright_height = max(round(upright_height * scale), 1)
-    turned = frame.rotation % 180 != 0
-    width, height = (upright_height, upright_width) if turned else (upright_width, upright_height)
-    with _errors():
-        converted = frame.reformat(
-            width, height, "rgb24",
-            src_colorspace=Colorspace.ITU709 if frame.colorspace == 1 else Colorspace.ITU601,
-            interpolation=EXACT if long_side is None else Interpolation.AREA,
-            threads=1,
-        )
-        picture: Frame = converted.to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4         # rotation is counter-clockwise, as np.rot90 is
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture

@@ -20,12 +20,15 @@ from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 
 from infra.storage import Storage
-from stages.decoder import EXACT, DecodeError, Frame, Reader, VideoInfo
+from stages.decoder import DecodeError, Reader, Timed, VideoInfo
+from stages.pictures import EXACT, Frame
 
 __all__ = [
     "DecodeError", "Frame", "Reader", "VideoInfo", "frame_times", "probe", "read_all", "read_frames",
     "resolve", "write_video",
 ]
+
+LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted times after it
 
 # x264 writes its thread count into the stream, and pixels depend on it: fix it inside x264. Its macroblock
 # tree reads memory that nothing has written, at most widths (400, 448, 480, 720): other bytes on every run.
@@ -96,7 +99,38 @@ def read_frames(
     if not wanted:
         return
     with Reader(path) as reader:
-        yield from reader.nearest(wanted, long_side)
+        for frame, count in _nearest(reader.frames(wanted[0]), wanted):
+            picture = reader.picture(frame, long_side)
+            for _ in range(count):
+                yield picture
+
+
+def _nearest(frames: Iterator[Timed], wanted: list[float]) -> Iterator[tuple[Any, int]]:
+    """(frame, how many wanted times it serves) in order; a tie goes to the earlier frame."""
+    served = 0
+    before: Timed | None = None
+    for time, frame in frames:
+        if before is not None:
+            middle = (before[0] + time) / 2
+            count = _count_up_to(wanted, served, middle)
+            if count:
+                yield before[1], count
+                served += count
+                if served == len(wanted):
+                    return
+        before = (time, frame)
+    if before is None:
+        raise DecodeError("no frame can be decoded")
+    if wanted[-1] > before[0] + LAST_FRAME_S:
+        raise DecodeError(f"ends at {before[0]:.3f} s, {wanted[-1]:.3f} s is wanted", "truncated")
+    yield before[1], len(wanted) - served
+
+
+def _count_up_to(wanted: list[float], start: int, limit: float) -> int:
+    end = start
+    while end < len(wanted) and wanted[end] <= limit:
+        end += 1
+    return end - start
 
 
 def write_video(path: Path, frames: Iterable[Frame], fps: float, crf: int = 18) -> None:

@@ -206,5 +206,5 @@ def test_resolves_paths_and_keys(tmp_path: Path) -> None:
         assert path.read_bytes() == b"x"
     with video.resolve(store, str(tmp_path / "b.mp4")) as path:
         assert path == tmp_path / "b.mp4"
-    with pytest.raises(Drop, match="not in the store"), video.resolve(store, "store:videos/no.mp4"):
+    with pytest.raises(Drop, match="is not there"), video.resolve(store, "store:videos/no.mp4"):
         pass
