@@ -54,7 +54,10 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def answers(command: Callable[..., Answer]) -> Callable[..., None]:
-    """Adds `--json`: the last line on stdout is then one object, and all else goes to stderr."""
+    """Adds `--json`: the last line on stdout is then one object, and all else goes to stderr.
+
+    An answer with a "fault" is given and then refused: that line on stderr, exit status 2.
+    """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line of stdout.")
     @functools.wraps(command)
@@ -62,6 +65,8 @@ def answers(command: Callable[..., Answer]) -> Callable[..., None]:
         with _stdout_to_stderr() if as_json else contextlib.nullcontext():
             value, text = command(*args, **options)
         click.echo(json.dumps(value) if as_json else text)
+        if value.get("fault"):
+            raise ValueError(value["fault"])
 
     return run
 
@@ -179,6 +184,43 @@ def import_checkpoint(checkpoint: Path, out: Path) -> Answer:
     from pipelines.import_official import import_official
 
     return import_official(checkpoint, out)
+
+
+@main.command(epilog="Example: pv3d export --format pv3d --out voxceleb_like")
+@takes_workflow
+@click.option("--format", "kind", required=True, type=click.Choice(["pv3d", "eg3d"]), help="Whose layout.")
+@click.option("--out", required=True, metavar="DIR", help="A folder, or s3://bucket/prefix.")
+@click.option("--dataset", metavar="VERSION", help="Of the shards; the latest unless given.")
+@click.option("--split", default="train", show_default=True, help="Which clips: train, test or all.")
+@click.option("--crf", type=click.IntRange(0, 51), help="pv3d: x264's rate factor; 18 unless given.")
+@click.option("--every", default=0, type=click.IntRange(0), metavar="N", help="eg3d: every N-th frame only.")
+@click.option("--per-clip", default=0, type=click.IntRange(0), metavar="N", help="eg3d: N frames of a clip.")
+@click.option("--mirror", is_flag=True, help="eg3d: each image a second time, mirrored.")
+@click.option("--workers", default=0, type=click.IntRange(0), help="Threads; as many as cores unless given.")
+@click.option("--dry-run", is_flag=True, help="Count clips, frames and bytes; write nothing.")
+@answers
+def export(
+    workflow: Any, kind: str, out: str, dataset: str | None, split: str, workers: int, dry_run: bool,
+    **chosen: Any,
+) -> Answer:
+    """Write the dataset as the folder that the paper's authors' code, or EG3D's, trains from."""
+    from pipelines.export import export as write_folder
+    from pipelines.export import make_layout
+
+    layout = make_layout(kind, **chosen)
+    return write_folder(workflow, layout, out, version=dataset, split=split, workers=workers, dry_run=dry_run)
+
+
+@main.command("check-cameras", epilog="Example: pv3d check-cameras runs/demo --overlay overlays")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--overlay", metavar="DIR", type=click.Path(path_type=Path), help="Write videos of them.")
+@click.option("--clips", default=12, show_default=True, type=click.IntRange(1), help="Videos of a PATH.")
+@answers
+def check_cameras(paths: tuple[str, ...], overlay: Path | None, clips: int) -> Answer:
+    """Check all cameras of a storage.root, a shard, an .npy, or the json of PV3D's or EG3D's data."""
+    from pipelines.check_cameras import check_cameras as check
+
+    return check(paths, overlay, clips)
 
 
 def _seeds(text: str) -> list[int]:
