@@ -42,7 +42,7 @@ def one_line(answer, status=2):
 @pytest.mark.parametrize(
     "words",
     ["", "run", "describe", "status", "report", "generate", "weights", "weights list", "weights fetch",
-     "weights verify", "bench"],
+     "weights verify", "bench", "check-cameras"],
 )  # fmt: skip
 def test_every_command_explains_itself_with_an_example(words):
     from click.testing import CliRunner
@@ -72,7 +72,7 @@ def test_a_run_prints_one_object_last_and_status_agrees(tiny):
     assert len(found["units"]) == 8
     assert {
         "source": "list/v01.mp4", "clip": "v01-0", "stage": "Mark", "state": "rejected",
-        "reason": "two faces", "identity": "",
+        "reason": "two faces", "identity": "", "detail": "2",
     } in found["units"]  # fmt: skip
     assert sum(unit["state"] == "ok" and unit["stage"] == "Write" for unit in found["units"]) == 3
 

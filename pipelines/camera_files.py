@@ -1,0 +1,138 @@
+"""Cameras of every kind of file that holds some: what `pv3d check-cameras` looks through.
+
+    a storage.root                      the clips of its dataset, from its shards
+    a shard (.tar)                      its clips
+    .npy                                [T, 25], the frames of one clip
+    dataset.json, or a folder or zip    EG3D's: {"labels": [[file, [25 numbers]], ...]}, pictures in any order
+    a PV3D camera file (.json)          [[frame, [25 numbers]], ...], the frames of one clip
+    a folder of .json or .npy files     or PV3D's data set, with smoothed_camera2world/ in it
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.storage import open_storage
+from model.camera import CAMERA_DIM
+from stages.shards import LATEST, open_dataset
+
+PV3D_CAMERAS = "smoothed_camera2world"       # folder names of the authors' data set
+PV3D_VIDEOS = "recrop_faces"
+EG3D_LABELS = "dataset.json"
+CAMERAS_SUFFIX = ".cameras.npy"              # of a member of a shard
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """What one file, or one clip of a data set, holds."""
+
+    name: str
+    numbers: NDArray[np.float64]             # [T, 25]
+    neighbours: bool = True                  # rows are frames of one clip, in order
+    fault: str = ""                          # why they cannot be read
+
+
+def find_cameras(path: str) -> Iterator[Cameras]:
+    """The cameras of what `path` names. Raises ValueError when nothing there can hold any."""
+    local = Path(path)
+    if "://" in path or (local / LATEST).is_file():
+        yield from _dataset(path)
+    elif local.is_dir():
+        yield from _folder(local)
+    elif not local.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    elif local.suffix in _READERS:
+        yield from _READERS[local.suffix](local)
+    else:
+        raise ValueError(f"{path}: holds no cameras; give {', '.join(_READERS)}, a folder or a storage.root")
+
+
+def _dataset(root: str) -> Iterator[Cameras]:
+    dataset = open_dataset(open_storage(root))
+    for sample in dataset.samples:
+        yield _read(f"{root} {sample.clip_id}", partial(dataset.cameras, sample))
+
+
+def _folder(folder: Path) -> Iterator[Cameras]:
+    if (folder / EG3D_LABELS).is_file():
+        yield from _json(folder / EG3D_LABELS)
+        return
+    place = folder / PV3D_CAMERAS if (folder / PV3D_CAMERAS).is_dir() else folder
+    files = sorted(file for file in place.iterdir() if file.suffix in _READERS and file.is_file())
+    if not files:
+        raise ValueError(f"{folder}: holds no cameras; give a folder with {', '.join(_READERS)} files")
+    for file in files:
+        yield from _READERS[file.suffix](file)
+
+
+def _npy(path: Path) -> Iterator[Cameras]:
+    yield _read(str(path), partial(np.load, path, allow_pickle=False))
+
+
+def _json(path: Path) -> Iterator[Cameras]:
+    yield _labels(str(path), path.read_bytes)
+
+
+def _zip(path: Path) -> Iterator[Cameras]:
+    def read() -> bytes:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(EG3D_LABELS)
+
+    yield _labels(str(path), read)
+
+
+def _tar(path: Path) -> Iterator[Cameras]:
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.name.endswith(CAMERAS_SUFFIX) else None
+                if file is not None:
+                    data = io.BytesIO(file.read())
+                    name = f"{path} {member.name.removesuffix(CAMERAS_SUFFIX)}"
+                    yield _read(name, partial(np.load, data, allow_pickle=False))
+    except (tarfile.TarError, EOFError, OSError) as error:
+        yield Cameras(str(path), np.zeros((0, CAMERA_DIM)), fault=f"cannot be read ({error})")
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Cameras]]] = {
+    ".npy": _npy, ".json": _json, ".zip": _zip, ".tar": _tar,
+}  # fmt: skip
+
+
+def _labels(name: str, read: Callable[[], bytes]) -> Cameras:
+    """Of a JSON file: EG3D's object, or PV3D's list."""
+    neighbours = True
+
+    def numbers() -> Any:
+        nonlocal neighbours
+        rows = json.loads(read())
+        if isinstance(rows, dict):
+            neighbours = False
+            rows = rows["labels"]
+        return [row[1] for row in rows]
+
+    found = _read(name, numbers)
+    return Cameras(found.name, found.numbers, neighbours, found.fault)
+
+
+def _read(name: str, numbers: Callable[[], Any]) -> Cameras:
+    """Call `numbers`, and turn what a broken file raises into a fault."""
+    try:
+        cameras = np.asarray(numbers(), np.float64)
+        if cameras.ndim != 2 or cameras.shape[1] != CAMERA_DIM or not len(cameras):
+            raise ValueError(f"shape {cameras.shape}, it must be [T, 25]")
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        return Cameras(name, np.zeros((0, CAMERA_DIM)), fault=f"cannot be read ({cause})")
+    return Cameras(name, cameras)
