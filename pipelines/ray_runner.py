@@ -246,6 +246,7 @@ class OnRay:
                 root=self.workflow.storage.root,
                 options=self.workflow.storage.s3.model_dump(),
                 sys_path=tuple(sys.path),
+                history=tuple(step.facts for step in self.workflow.steps[:pool.offset + len(pool.steps)]),
             )
         spec: ChainSpec = self._specs[pool]
         return spec

@@ -31,6 +31,7 @@ class ChainSpec:
     root: str
     options: dict[str, Any]                             # of the storage
     sys_path: tuple[str, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()            # of group stages: see `GroupStage.follow`
 
     def build(self) -> Chain:
         """Import and construct the stages here."""
@@ -39,6 +40,8 @@ class ChainSpec:
         for (use, settings), name in zip(self.stages, self.names, strict=True):
             cls = import_path(Value(use, "worker"), name)
             stages.append(construct(cls, _value(settings), name))
+            if isinstance(stages[-1], GroupStage):
+                stages[-1].follow(self.history)
         return Chain(stages, self.names, open_storage(self.root, **self.options))
 
 

@@ -56,6 +56,12 @@ class Step:
         """The stage's own settings, JSON values."""
         return settings_of(self.stage)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the output of the stage, as samples tell it."""
+        settings = output_settings(self.stage)
+        return {"stage": self.name, "use": self.use, "version": self.stage.version, "settings": settings}
+
     @cached_property
     def key(self) -> str:
         """sha256 (hex) of what decides the output of the stage: class, version and settings."""
@@ -205,6 +211,8 @@ class _Builder:
                     f"stages.{step.name}: a second stage of this name; give one of them a 'name:'"
                 )
             steps.append(step)
+            if isinstance(step.stage, GroupStage):
+                step.stage.follow([other.facts for other in steps])
         return steps
 
     def _step(self, entry: Value, cls: type) -> Step:

@@ -11,9 +11,9 @@ Where what runs: the constructor runs on the driver, when the workflow is read, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from infra.storage import Storage
@@ -121,6 +121,9 @@ class GroupStage:
 
     def setup(self, store: Storage) -> None:
         """As `Stage.setup`."""
+
+    def follow(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Told before `setup` which stages came before, and itself: stage, use, version, settings of each."""
 
     def group(self, clip: Clip) -> str:
         """Name the group of a clip. All clips form one group unless a stage says otherwise."""

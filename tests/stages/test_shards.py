@@ -4,52 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from infra.storage import FolderStorage
 from stages.clip import Clip
-from stages.shards import LATEST, WriteShards, open_dataset
+from stages.shards import LATEST, WriteShards, open_dataset, without
 
-SIZE = 32
+pytest.importorskip("cv2")
 
-
-def picture(clip_id: str, index: int) -> np.ndarray:
-    """A smooth picture that depends on clip and frame."""
-    y, x = np.mgrid[:SIZE, :SIZE]
-    phase = sum(clip_id.encode()) % 64 + 3 * index
-    return np.stack([4 * x + phase, 4 * y + phase, 0 * x + 2 * phase], -1).clip(0, 255).astype(np.uint8)
-
-
-def jpeg(image: np.ndarray) -> bytes:
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), parameters)
-    assert done
-    return data.tobytes()
-
-
-def clip_in(store: FolderStorage, clip_id: str, frames: int = 5, **changes: object) -> Clip:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for index in range(frames):
-            info = tarfile.TarInfo(f"{index:04d}.jpg")
-            data = jpeg(picture(clip_id, index))
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    store.write(f"aligned/{clip_id}.tar", buffer.getvalue())
-    random = np.random.default_rng(len(clip_id))
-    clip = Clip(
-        id=clip_id, source=f"{clip_id}.mp4", video=f"/private/{clip_id}.mp4", fingerprint="12:34", fps=25.0,
-        width=640, height=480, frame_times_s=np.arange(frames) / 25, crop_size=SIZE, licence="CC0",
-        listed={"row": 1}, face_boxes=random.random((frames, 4), np.float32),
-        landmarks=random.random((frames, 68, 2), np.float32), crop_transforms=random.random((frames, 2, 3)),
-        aligned=f"aligned/{clip_id}.tar", cameras=random.random((frames, 25), np.float32), identity="p1",
-    )
-    return clip.copy(**changes)
+from tiny_clips import SIZE, clip_in, picture
 
 
 def write(store: FolderStorage, clips: list[Clip], stage: WriteShards | None = None) -> list[Clip]:
@@ -224,3 +190,32 @@ def test_a_damaged_file_of_the_dataset_is_named_in_one_line(
         read()
     assert "\n" not in str(refused.value)
     assert any(name in str(refused.value) for name in (key, "no version", "no shards"))
+
+
+def test_a_shard_without_a_clip_is_what_the_stage_writes_of_the_others(tmp_path: Path) -> None:
+    one, two = FolderStorage(tmp_path / "1"), FolderStorage(tmp_path / "2")
+    stage = WriteShards(buckets=1)
+    stage.follow([{"stage": "x", "settings": {}}])
+    (old,) = {c.shard for c in write(one, [clip_in(one, i) for i in IDS], stage)}
+    (wanted,) = {c.shard for c in write(two, [clip_in(two, i) for i in IDS if i != "c"], stage)}
+    assert without(one, old, {"c"}) == wanted
+    stem = wanted.removeprefix("manifest/").removesuffix(".json")
+    for key in (wanted, f"shards/{stem}.tar", f"shards/{stem}.index.json"):
+        assert one.read(key) == two.read(key)
+    assert without(one, wanted, set(IDS)) is None
+
+
+def test_what_was_taken_down_says_so_to_whoever_still_names_it(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    clips = [clip_in(store, "a")]
+    (clip,) = write(store, clips)
+    opened = open_dataset(store)
+    store.delete(opened.samples[0].tar)
+    for key in (clip.shard, f"dataset/{opened.version}.json"):
+        store.write(key, b'{"taken_down": "takedown/x.json"}')
+    with pytest.raises(ValueError, match=r"a.tar|shards/.* was taken down \(see takedown/x.json\)"):
+        opened.frames(opened.samples[0], [0])
+    with pytest.raises(ValueError, match=rf"version {opened.version} .* was taken down"):
+        open_dataset(store, opened.version)
+    with pytest.raises(ValueError, match="was taken down .* not written again"):
+        write(store, clips)
