@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 KEY = "report/index.html"
 STATES = ("ok", "rejected", "failed", "todo")
 UNITS_SHOWN = 500
+LOSSES_SHOWN = 200  # videos of each kind
 VIDEO_BYTES = 8 << 20  # a larger sample video stays out of the page
 CURVES_SHOWN = 9
 NOT_LOSSES = ("time/", "memory/", "blur_sigma", "rendering_resolution", "/grad_norm", "/logit_")
@@ -72,6 +73,8 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
         "stages": _stages(workflow, status),
         "units": units[:UNITS_SHOWN],
         "units_total": len(units),
+        "losses": list(status["losses"].values()),
+        "losses_shown": LOSSES_SHOWN,
         "figures": figures(kept),
         "figures_note": f"{len(kept)} of {len(found.kept)} clips; the outer bars hold what lies beyond.",
         "kept": kept_rows(store, [clip for clip in kept if clip.id in shown], strip),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
+from pipelines.losses import as_json, losses
 from pipelines.runner import group_outputs, groups_of, listed, steps_until
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
 
 Answer = tuple[dict[str, Any], str]
+
+TOLD = ("source", "clip", "stage", "state", "reason", "identity")       # of every unit, by --json
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Unit:
     state: str
     reason: str = ""
     identity: str = ""
+    detail: str = ""
+    again: bool = False                      # failed for now: the next run tries it
 
 
 @dataclass
@@ -101,14 +106,22 @@ def _count(
             counts.failed += 1
         else:
             counts.rejected += 1
-        found.units.append(Unit(ref.source, clip, step.name, record.state, record.reason, ref.identity))
+        found.units.append(
+            Unit(
+                ref.source, clip, step.name, record.state, record.reason, ref.identity, record.detail,
+                record.again,
+            )
+        )  # fmt: skip
     for out in record.outputs:
         if out.state == "ok":
             counts.ok += 1
         else:
             counts.rejected += 1
             found.units.append(
-                Unit(ref.source, out.id, step.name, out.state, out.reason, out.identity or ref.identity)
+                Unit(
+                    ref.source, out.id, step.name, out.state, out.reason, out.identity or ref.identity,
+                    out.detail,
+                )
             )
 
 
@@ -120,7 +133,10 @@ def workflow_status(workflow: Workflow) -> Answer:
     lines = [f"{'stage':<20}" + "".join(f"{state:>10}" for state in states)]
     lines += [f"{name:<20}" + "".join(f"{row[s]:>10}" for s in states) for name, row in stages.items()]
     lines += [f"  {count:>5}  {text}" for text, count in _reasons(found)]
-    return {"stages": stages, "units": [asdict(unit) for unit in found.units]}, "\n".join(lines)
+    lost = losses(found.units)
+    lines += ["", "Of the listed videos did not come:", *(loss.text for loss in lost)] if lost else []
+    units = [{name: getattr(unit, name) for name in TOLD} for unit in found.units]
+    return {"stages": stages, "units": units, "losses": as_json(lost)}, "\n".join(lines)
 
 
 def _reasons(found: Survey) -> list[tuple[str, int]]:

@@ -1,0 +1,84 @@
+"""What of the listed videos did not come, in words: what is gone for good, and what may still come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+EXAMPLES = 3
+
+# How the reasons of a kind begin; what is said of it.
+KINDS: tuple[tuple[str, str], ...] = (
+    ("gone", "gone for good"),
+    ("gated", "behind a login, an age check or a payment: cookies of an account may help"),
+    ("regional", "not shown in this country: a proxy in another one may help"),
+    ("later", "not got this time: the next run tries again"),
+    ("bad row", "rows of a list that cannot be used"),
+    ("duplicate", "listed twice"),
+)
+
+
+class Ended(Protocol):
+    """Where a unit ended, as `pipelines.status` says it."""
+
+    source: str
+    state: str
+    reason: str
+    detail: str
+    again: bool
+
+
+@dataclass
+class Loss:
+    """All units of one kind."""
+
+    kind: str
+    what: str
+    reasons: Counter[str] = field(default_factory=Counter)
+    units: list[Ended] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """A line, and for rows that nobody finds without it where the first ones are."""
+        lines = [f"{self.reasons.total():>7}  {self.what}"]
+        if set(self.reasons) != {self.kind}:
+            lines.append(" " * 9 + ", ".join(f"{text} ({n})" for text, n in self.reasons.most_common()))
+        if self.kind == "bad row":
+            lines += [" " * 9 + (unit.detail or unit.source) for unit in self.units[:EXAMPLES]]
+        return "\n".join(lines)
+
+
+def losses(units: Iterable[Ended]) -> list[Loss]:
+    """The kinds of which there are any, in the order of `KINDS`."""
+    found = {kind: Loss(kind, what) for kind, what in KINDS}
+    for unit in units:
+        kind = kind_of(unit)
+        if kind:
+            loss = found[kind]
+            loss.reasons[unit.reason.removeprefix(f"{kind}: ")] += 1
+            loss.units.append(unit)
+    return [loss for loss in found.values() if loss.reasons]
+
+
+def kind_of(unit: Ended) -> str:
+    """A kind of `KINDS`, or empty."""
+    if unit.again:
+        return "later"
+    kind = unit.reason.partition(":")[0]
+    kind = "bad row" if kind == "refused url" else kind
+    return kind if unit.state == "rejected" and any(kind == known for known, _ in KINDS) else ""
+
+
+def as_json(found: Iterable[Loss]) -> dict[str, Any]:
+    """Per kind how many, and every one of them with its reason and what is known beyond."""
+    return {
+        loss.kind: {
+            "what": loss.what,
+            "count": loss.reasons.total(),
+            "reasons": dict(loss.reasons),
+            "units": [{"source": u.source, "reason": u.reason, "detail": u.detail} for u in loss.units],
+        }
+        for loss in found
+    }
