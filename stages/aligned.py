@@ -27,6 +27,7 @@ from stages.sources.official import camera_file
 
 MOST_CAMERA_BYTES = 1 << 26
 MOST_FRAMES = 10_000
+MOST_NUMBER = 1e4                # of a camera: squares of larger ones mean nothing
 
 
 @dataclass
@@ -175,6 +176,8 @@ def read_cameras(path: Path, tolerance: float) -> NDArray[np.float32]:
             raise Drop("bad cameras", f"{path.name}: row {index} is not [frame name, [25 numbers]]")
     try:
         cameras = np.array([row[1] for row in rows], np.float64)
+        if not (np.abs(cameras) < MOST_NUMBER).all():
+            raise ValueError("a number is not finite, or far too large")
         check_cameras(cameras, tolerance=tolerance, radius=RADIUS)
         return cameras.astype(np.float32)
     except (ValueError, OverflowError) as error:

@@ -136,10 +136,12 @@ def read_provenance(folder: Path, path: Path) -> dict[str, Any]:
         raise Drop("bad provenance", f"more than {MOST_PROVENANCE:,} bytes")
     try:
         value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("no object")
         known = {key: value[key] for key in KEPT if key in value}
         # Refuses numbers that are not finite and text that is not Unicode: neither can be written again.
         json.dumps(known, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise Drop("bad provenance", f"{path.name}: {error}"[:200]) from None
     for key in ("source", "licence", "identity"):
         if not isinstance(known.get(key, ""), str) or len(known.get(key, "")) > 1000:
