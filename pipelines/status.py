@@ -26,6 +26,7 @@ class Counts:
     failed: int = 0
     todo: int = 0
     stale: int = 0                           # of those to do: done before, with other settings or input
+    again: int = 0                           # of the failed ones: the next run tries them again
 
 
 @dataclass
@@ -104,6 +105,7 @@ def _count(
     if not record.outputs:
         if record.state == "failed":
             counts.failed += 1
+            counts.again += record.again
         else:
             counts.rejected += 1
         found.units.append(
@@ -152,7 +154,7 @@ def describe_plan(workflow: Workflow, until: str | None) -> Answer:
     """`pv3d run --dry-run`: per stage what is done, stale and to do."""
     found = survey(workflow, until)
     plan = {
-        name: {"done": c.ok + c.rejected + c.failed, "stale": c.stale, "todo": c.todo}
+        name: {"done": c.ok + c.rejected + c.failed - c.again, "stale": c.stale, "todo": c.todo + c.again}
         for name, c in found.stages.items()
     }
     lines = [f"{'stage':<20}{'done':>10}{'stale':>10}{'todo':>10}"]

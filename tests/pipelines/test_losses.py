@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.losses import as_json, losses
-from pipelines.status import Unit, workflow_status
+from pipelines.status import Unit, describe_plan, workflow_status
 
 
 def unit(reason, state="rejected", detail="", again=False):
@@ -50,3 +50,5 @@ def test_status_tells_what_the_next_run_tries_again(tiny, arrive):
     answer, text = workflow_status(workflow)
     assert ("later" in answer["losses"]) is not arrive
     assert ("the next run tries again" in text) is not arrive
+    plan, _ = describe_plan(workflow, None)
+    assert plan["stages"]["Mark"]["todo"] == (0 if arrive else 1)
