@@ -34,7 +34,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from stages.base import Drop, Rejected
@@ -124,7 +124,7 @@ def _youtube_id(host: str, path: str, query: str) -> str:
     found = ""
     if host == "youtu.be" and pieces:
         found = pieces[0]
-    elif host.removeprefix("www.").removeprefix("m.") in ("youtube.com", "youtube-nocookie.com"):
+    elif re.sub(r"^(www|m|music)\.", "", host) in ("youtube.com", "youtube-nocookie.com"):
         if pieces[:1] == ["watch"]:
             found = parse_qs(query).get("v", [""])[0]
         elif len(pieces) > 1 and pieces[0] in ("shorts", "embed", "v", "live"):
@@ -184,17 +184,25 @@ def refuse(clip: Clip) -> Iterator[Rejected]:
     clip.listed = {**clip.listed, "spans": [span for span in spans if "error" not in span]}
 
 
-def parts(clip: Clip) -> list[tuple[Clip, float, float]]:
-    """(record, first second, end) of every wanted part, for the stage that cuts; the whole video is one part.
+class Part(NamedTuple):
+    """One wanted part of a video, seconds of the source; infinite where the source begins or ends."""
+
+    clip: Clip
+    start_s: float
+    end_s: float
+
+
+def parts(clip: Clip) -> list[Part]:
+    """Every wanted part, with a record of its own, for the stage that cuts; the whole video is one part.
 
     Raises Drop for parts whose place is not known yet.
     """
     spans = clip.listed.get("spans")
     if not spans:
-        return [(clip, 0.0, math.inf)]
+        return [Part(clip, -math.inf, math.inf)]
     if any("chunk" in span and "start_s" not in span for span in spans):
         raise Drop("not located", "put stages.sources.talkinghead:LocateChunks before this stage")
-    return [(span_clip(clip, s), s.get("start_s", 0.0), s.get("end_s", math.inf)) for s in spans]
+    return [Part(span_clip(clip, s), s.get("start_s", -math.inf), s.get("end_s", math.inf)) for s in spans]
 
 
 def span_clip(clip: Clip, span: Span) -> Clip:

@@ -94,14 +94,27 @@ def test_black_frames_separate_clips(tmp_path: Path, store: Storage) -> None:
 def test_rejects_a_frozen_picture(tmp_path: Path, store: Storage) -> None:
     still = texture(0, speed=0)
     assert reasons(split(store, video_of(tmp_path / "a.mp4", (still, 60)))) == ["frozen"]
-    half = video_of(tmp_path / "b.mp4", (texture(0), 50), (lambda i: texture(0)(49), 40))
-    assert reasons(split(store, half)) == ["frozen"]
+
+
+def test_a_frozen_stretch_is_cut_out(tmp_path: Path, store: Storage) -> None:
+    moving = texture(0)
+    path = tmp_path / "a.mp4"
+    shown = [moving(min(i, 50) if i < 90 else i - 40) for i in range(150)]
+    video.write_video(path, shown, 25)
+    outputs = split(store, path)
+    assert reasons(outputs) == ["ok", "frozen", "ok"]
+    (before, after) = (o.need("frame_times_s") for o in outputs if isinstance(o, Clip))
+    assert before[-1] <= 50 / 25
+    assert 90 / 25 <= after[0] <= 92 / 25
+    short_pause = [moving(min(i, 50) if i < 70 else i - 20) for i in range(150)]
+    video.write_video(path, short_pause, 25)
+    assert reasons(split(store, path)) == ["ok"]
 
 
 def test_rejects_what_is_too_short(tmp_path: Path, store: Storage) -> None:
     assert reasons(split(store, video_of(tmp_path / "a.mp4", (texture(0), 47)))) == ["too short"]
     assert reasons(split(store, video_of(tmp_path / "b.mp4", (texture(0), 48)))) == ["ok"]
-    # 50 source frames at 30 per second are 41 at 25.
+    # 50 source frames at 30 per second are 42 at 25.
     assert reasons(split(store, video_of(tmp_path / "c.mp4", (texture(0), 50), fps=30))) == ["too short"]
 
 
@@ -131,7 +144,7 @@ def test_long_shots_become_consecutive_clips(tmp_path: Path, store: Storage) -> 
 def test_a_gap_in_time_separates_clips(tmp_path: Path, store: Storage) -> None:
     seen = [(i + (20 if i >= 60 else 0)) / 25 for i in range(120)]
     scene = texture(0)
-    from stages.shots import cuts, measure
+    from stages.shot_changes import cuts, measure
 
     assert cuts(measure(((t, scene(i)) for i, t in enumerate(seen)), 4.0)) == [60]
 

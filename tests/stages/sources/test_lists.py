@@ -19,7 +19,7 @@ def test_names_are_safe_and_never_collide():
 
 def test_a_video_without_parts_is_one_part():
     clip = unit("t", "v", "https://example.org/v.mp4", [])
-    assert [(part.id, start, end) for part, start, end in parts(clip)] == [("t-v", 0.0, math.inf)]
+    assert [(part.id, start, end) for part, start, end in parts(clip)] == [("t-v", -math.inf, math.inf)]
 
 
 def test_parts_carry_their_own_row_and_ids_that_do_not_depend_on_the_download():
@@ -29,7 +29,7 @@ def test_parts_carry_their_own_row_and_ids_that_do_not_depend_on_the_download():
     for one in (clip, divided):
         (a, *first), (b, *second) = parts(one)
         assert (a.id, b.id, a.identity, b.identity, a.licence) == ("t-v-a", "t-v-b", "p", "", "CC0")
-        assert (first, second) == ([2.0, 5.0], [0.0, 9.0])
+        assert (first, second) == ([2.0, 5.0], [-math.inf, 9.0])
         assert a.listed["span"] == spans[0]
         assert "spans" not in a.listed
     assert span_clip(clip, spans[0]).digest() == span_clip(divided, spans[0]).digest()

@@ -1,0 +1,171 @@
+"""Where a picture cuts, goes black or stands still, from one look at every frame."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LONG_SIDE = 256                  # px, at which pictures are compared
+THUMBNAIL = 32                   # px, a picture's coarse copy: noise and small motion vanish in it
+HISTOGRAM = 32                   # bins of each colour channel
+
+# Second opinions on a cut, in mean grey levels of the thumbnails; fast heads reach 25, cuts 10 to 100.
+HARD_CHANGE = 30.0               # no motion does this
+HARD_CHANGE_COLOURS = 8.0        # with a change of the colours of
+HARD_COLOURS = 0.35
+END_STEPS = 3                    # at either end the detector does not see; a cut there costs 3 frames at most
+END_CHANGE = 10.0
+END_RATIO = 4.0                  # to the median step
+STAYS = 0.5                      # share of the change that is there from 2 frames before to 2 after: no flash
+GAP_S = 0.25                     # no frames for so long: the picture has jumped
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one pass over N source frames measured. Index i of a change is the step from frame i - 1 to i."""
+
+    times_s: NDArray[np.float64]             # [N] presentation times
+    levels: NDArray[np.float64]              # [N] mean level, 0-255
+    changes: NDArray[np.float64]             # [N] mean absolute change of the thumbnails, in levels; 0 at 0
+    anchors: NDArray[np.int64]               # [N] since which frame the picture stands
+    lasting: NDArray[np.float64]             # [N] as `changes`, from frame i - 1 to i + 2 (or the last)
+    colours: NDArray[np.float64]             # [N] change of the colour histograms, 0 ... 1
+    detected: frozenset[int]                 # first frames of shots, as the detector says
+    error: str                               # why decoding ended early, or empty
+
+    def between(self, start_s: float, end_s: float) -> Seen:
+        """The frames of a part; the error is the part's only when it ended the part."""
+        first, end = (int(i) for i in np.searchsorted(self.times_s, [start_s, end_s]))
+        part = slice(first, end)
+        return Seen(
+            self.times_s[part], self.levels[part], self.changes[part],
+            np.maximum(self.anchors[part] - first, 0), self.lasting[part], self.colours[part],
+            frozenset(i - first for i in self.detected if first < i < end),
+            self.error if end == len(self.times_s) else "",
+        )  # fmt: skip
+
+
+class Run(NamedTuple):
+    """Frames `first` ... `end` - 1, and whether the picture stands in them."""
+
+    first: int
+    end: int
+    stands: bool
+
+
+def measure(frames: Iterable[tuple[float, NDArray[np.uint8]]], frozen_below: float) -> Seen:
+    """Look at every frame, (time in s, uint8 [H, W, 3] RGB), once. A DecodeError ends it, and is noted."""
+    import cv2
+    from scenedetect import AdaptiveDetector, FrameTimecode
+
+    from stages.decoder import DecodeError
+
+    detector: Any = AdaptiveDetector(min_scene_len=1)
+    detected: set[int] = set()
+    times: list[float] = []
+    steps: list[tuple[float, float, float]] = []
+    anchors: list[int] = []
+    anchor: NDArray[Any] | None = None
+    lasting = [0.0]
+    window: deque[NDArray[Any]] = deque(maxlen=4)       # thumbnails of this frame and the three before
+    colours: NDArray[Any] | None = None
+    error = ""
+    try:
+        for time, frame in frames:
+            # The detector counts frames; the rate it is told does not matter.
+            code = FrameTimecode(len(times), fps=25.0)
+            bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+            detected.update(c.frame_num for c in detector.process_frame(code, bgr))
+            thumbnail = cv2.resize(frame, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+            window.append(thumbnail.astype(np.float32))
+            before, colours = colours, _histogram(frame)
+            change = float(np.abs(window[-1] - window[max(len(window) - 2, 0)]).mean())
+            recoloured = 0.0 if before is None else float(np.abs(colours - before).sum()) / 2
+            steps.append((float(window[-1].mean()), change, recoloured))
+            if anchor is None or float(np.abs(window[-1] - anchor).max()) >= frozen_below:
+                anchor = window[-1]
+                anchors.append(len(times))
+            else:
+                anchors.append(anchors[-1])
+            times.append(time)
+            if len(window) == 4:
+                lasting.append(float(np.abs(window[3] - window[0]).mean()))
+    except DecodeError as stop:
+        error = stop.detail or stop.reason
+    if times:
+        last = FrameTimecode(len(times) - 1, fps=25.0)
+        detected.update(c.frame_num for c in detector.post_process(last))
+    ends = list(window)[len(window) - 1 - (len(times) - len(lasting)):-1]
+    lasting += [float(np.abs(window[-1] - thumbnail).mean()) for thumbnail in ends]
+    levels, changes, recolours = np.array(steps, np.float64).reshape(-1, 3).T
+    return Seen(
+        np.array(times, np.float64), levels, changes, np.array(anchors, np.int64),
+        np.array(lasting[:len(times)], np.float64), recolours, frozenset(detected), error,
+    )
+
+
+def cuts(seen: Seen) -> list[int]:
+    """First frames of new shots, ascending, without 0."""
+    count = len(seen.times_s)
+    usual = float(np.median(seen.changes[1:])) if count > 1 else 0.0
+    found = []
+    for i in range(1, count):
+        change = seen.changes[i]
+        end = i <= END_STEPS or i >= count - END_STEPS
+        stays = min(seen.lasting[i], seen.lasting[max(i - 2, 1)] if i > 2 else change) >= STAYS * change
+        hard = change > HARD_CHANGE or (change > HARD_CHANGE_COLOURS and seen.colours[i] > HARD_COLOURS)
+        at_end = end and change > max(END_CHANGE, END_RATIO * usual)
+        gap = seen.times_s[i] - seen.times_s[i - 1] > GAP_S
+        if gap or at_end or (stays and (hard or i in seen.detected)):
+            found.append(i)
+    return found
+
+
+def standing(seen: Seen, seconds: float) -> NDArray[np.bool_]:
+    """[N] frames of a picture that stands for `seconds` or longer."""
+    last = np.searchsorted(seen.anchors, seen.anchors, side="right") - 1
+    return np.asarray(seen.times_s[last] - seen.times_s[seen.anchors] >= seconds, np.bool_)
+
+
+def shots(seen: Seen, black_below: float) -> Iterator[tuple[int, int]]:
+    """(first, end) of the runs of frames that no cut and no black frame interrupts."""
+    starts = set(cuts(seen))
+    first: int | None = None
+    for i in range(len(seen.times_s)):
+        black = seen.levels[i] < black_below
+        if first is not None and (black or i in starts):
+            yield first, i
+            first = None
+        if first is None and not black:
+            first = i
+    if first is not None:
+        yield first, len(seen.times_s)
+
+
+def moving_runs(seen: Seen, first: int, end: int, frozen_s: float, shortest_s: float) -> list[Run]:
+    """Divide a shot around frozen stretches of `frozen_s` or longer.
+
+    What moves between them for less than `shortest_s` is counted with them.
+    """
+    stands = standing(seen, frozen_s)[first:end]
+    if not stands.any():
+        return [Run(first, end, False)]
+    edges = np.flatnonzero(np.diff(stands)) + 1
+    for run in np.split(np.arange(first, end), edges):
+        if seen.times_s[run[-1]] - seen.times_s[run[0]] < shortest_s:
+            stands[run - first] = True
+    runs = np.split(np.arange(first, end), np.flatnonzero(np.diff(stands)) + 1)
+    return [Run(int(run[0]), int(run[-1]) + 1, bool(stands[run[0] - first])) for run in runs]
+
+
+def _histogram(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Share of the pixels in each bin of each channel; the whole sums to 1."""
+    import cv2
+
+    counts = [cv2.calcHist([frame], [k], None, [HISTOGRAM], [0, 256]).ravel() for k in range(3)]
+    return np.concatenate(counts).astype(np.float64) / frame.size
