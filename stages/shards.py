@@ -173,7 +173,7 @@ def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str
                     file = source.extractfile(member)
                     assert file is not None, f"{manifest['tar']}: {member.name} is not a file"
                     _add(tar, member.name, file.read())
-        return _commit(store, group, samples, path, manifest["config_sha256"])
+        return _commit(store, group, samples, path, manifest.get("config_sha256", ""))
 
 
 def aligned_frames(store: Storage, clip: Clip, step: int = 1) -> Iterator[bytes]:

@@ -217,5 +217,5 @@ def test_what_was_taken_down_says_so_to_whoever_still_names_it(tmp_path: Path) -
         opened.frames(opened.samples[0], [0])
     with pytest.raises(ValueError, match=rf"version {opened.version} .* was taken down"):
         open_dataset(store, opened.version)
-    with pytest.raises(ValueError, match="was taken down .* not written again"):
+    with pytest.raises(ValueError, match=r"was taken down .* not written again"):
         write(store, clips)
