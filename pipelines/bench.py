@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BENCHES = {
     "cameras": "pipelines.bench:cameras",
     "help": "pipelines.bench:help_time",
+    "identity": "pipelines.benches.identity:run",
+    "landmarks": "pipelines.benches.landmarks:run",
     "model": "model.bench:run",
 }
 

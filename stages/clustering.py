@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS, COLUMNS = 1024, 4096           # of a block of similarities: 16 MB
+ROWS, COLUMNS = 1024, 2048           # of a block of similarities: 8 MB
 WAITING_EDGES = 1 << 20              # edges that are held before they join components
 ROUNDING = 1e-5
 
@@ -42,24 +42,25 @@ def average_linkage(vectors: Vectors, least: float) -> Numbers:
 
 def components(vectors: Vectors, least: float) -> Numbers:
     """Component number [N] in the graph whose edges are the pairs with a cosine of `least` or more."""
-    labels = np.arange(len(vectors))
-    waiting: list[Numbers] = []
-    for edges in _edges(vectors, least):
-        pairs = labels[edges]
-        # Most edges of a crowded block say what is known: one of each pair of components is enough.
-        waiting.append(np.unique(pairs[:, pairs[0] != pairs[1]], axis=1))
-        if sum(some.shape[1] for some in waiting) > WAITING_EDGES:
+    count = len(vectors)
+    labels = np.arange(count)
+    waiting: list[Numbers] = []                            # edges between labels, each as one number
+    for rows, columns in _edges(vectors, least):
+        one, other = labels[rows], labels[columns]
+        # Most edges of a crowded block say what is known: one for each two components is enough.
+        waiting.append(np.unique((one * count + other)[one != other]))
+        if sum(map(len, waiting)) > WAITING_EDGES:
             labels, waiting = _join(labels, waiting), []
     return _join(labels, waiting)
 
 
-def _edges(vectors: Vectors, least: float) -> Iterator[Numbers]:
-    """[2, E] of every block: indices of the pairs that are similar enough."""
+def _edges(vectors: Vectors, least: float) -> Iterator[tuple[Numbers, Numbers]]:
+    """Of every block: indices [E] and [E] of the pairs that are similar enough."""
     for top in range(0, len(vectors), ROWS):
         for left in range(top, len(vectors), COLUMNS):
             similar = vectors[top : top + ROWS] @ vectors[left : left + COLUMNS].T
             rows, columns = np.nonzero(similar >= least)
-            yield np.stack([rows + top, columns + left])
+            yield rows + top, columns + left
 
 
 def _join(labels: Numbers, waiting: list[Numbers]) -> Numbers:
@@ -67,9 +68,9 @@ def _join(labels: Numbers, waiting: list[Numbers]) -> Numbers:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    edges = np.concatenate([np.empty((2, 0), np.int64), *waiting], axis=1)
     count = len(labels)
-    graph = coo_array((np.ones(edges.shape[1], bool), (edges[0], edges[1])), shape=(count, count))
+    one, other = np.divmod(np.concatenate([np.empty(0, np.int64), *waiting]), max(count, 1))
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)[labels]
 
 
