@@ -60,7 +60,8 @@ class FollowFace(Stage):
         self.model: FaceBackend = backends.load(self.backend)
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
-        scale = max(clip.width, clip.height) / min(READ_LONG_SIDE, max(clip.width, clip.height))
+        model = self.model
+        scale = max(max(clip.width, clip.height) / READ_LONG_SIDE, 1.0)
         track = self._pass(clip, scale)
         seen = np.array([points is not None for points in track.points])
         if not seen.any():
@@ -75,8 +76,8 @@ class FollowFace(Stage):
         # A pixel's centre is at its index, so the scaled picture's corner is at -0.5.
         mesh = ((points + 0.5) * scale - 0.5).astype(np.float32)
         whole = clip.copy(
-            landmarks=backends.to_68(type(self.model), mesh),
-            mesh=None if self.model.points68 is None else mesh,
+            landmarks=mesh if model.points68 is None else mesh[:, model.points68],
+            mesh=None if model.points68 is None else mesh,
             face_boxes=((found + 0.5) * scale - 0.5).astype(np.float32),
             landmark_backend=self.backend,
         )
