@@ -32,7 +32,7 @@ LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted 
 
 # x264 writes its thread count into the stream, and pixels depend on it: fix it inside x264. Its macroblock
 # tree reads memory that nothing has written, at most widths (400, 448, 480, 720): other bytes on every run.
-H264 = {"crf": "18", "preset": "veryfast", "x264-params": "threads=1:sliced-threads=0:mbtree=0"}
+H264 = {"preset": "veryfast", "x264-params": "threads=1:sliced-threads=0:mbtree=0"}
 
 
 @contextlib.contextmanager
