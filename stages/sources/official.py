@@ -30,8 +30,8 @@ MOST_PROVENANCE = 1 << 20        # bytes
 WHOLE_FRAME = {"boxes": [[0.0, 0.0, 0.0, 1.0, 1.0]], "box_unit": "frame", "box_kind": "head"}
 
 KEPT = (
-    "clip_id", "source", "dataset", "licence", "identity", "split", "fps", "source_span_s", "list_row_sha1",
-    "listed",
+    "clip_id", "source", "source_id", "dataset", "licence", "identity", "split", "fps", "source_span_s",
+    "list_row_sha1", "listed",
 )
 """Of a provenance: the rest says how the clip was made, which is over."""
 
@@ -95,7 +95,10 @@ class Official(Source):
         marks = [_mark(folder, video, "no video"), _mark(folder, cameras, "no cameras")]
         known = read_provenance(folder, folder / PROVENANCE / f"{base}.json")
         person = re.search(self.people, name) if self.people else None
-        listed = {"row": name, "cameras": f"{CAMERAS}/{base}.json", "span": WHOLE_FRAME}
+        listed = {
+            "row": name, "row_sha1": lists.row_sha1(name), "cameras": f"{CAMERAS}/{base}.json",
+            "span": WHOLE_FRAME,
+        }
         return Clip(
             id=unit, source=known.get("source") or f"{VIDEOS}/{name}", video=str(video),
             fingerprint=" ".join(marks), dataset=self.dataset, licence=known.get("licence") or self.licence,
