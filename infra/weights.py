@@ -45,6 +45,7 @@ class WeightFile:
     size: int = 0                            # bytes
     package: str = ""                        # import name of a PyPI package that holds it, in `folder`
     folder: str = ""
+    torch_hub: bool = False                  # its library takes no path and reads torch's own cache
 
 
 def _dlib(name: str, file: str, use: str, sha256: str, size: int, licence: str) -> WeightFile:
@@ -79,6 +80,12 @@ FILES: tuple[WeightFile, ...] = (
         "canonical-face", "canonical_face_model.obj", "backend mediapipe: where its points lie on a head",
         "https://github.com/google-ai-edge/mediapipe", "Apache-2.0", url=_CANONICAL,
         sha256="8bac80443397e113f41a8b565ea72c59390bc031d9defab289dba7bc0c54e618", size=45999,
+    ),
+    WeightFile(
+        "fan", "2DFAN4-11f355bf06.pth.tar", "backend fan: 68 landmarks",
+        "https://github.com/1adrianb/face-alignment",
+        "BSD-3-Clause (code); trained on 300W-LP: non-commercial", torch_hub=True,
+        url="https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
     ),
     WeightFile(
         "mobilefacenet", "foamliu_mobilefacenet.onnx", "backend mobilefacenet: 128 numbers of identity",
@@ -118,6 +125,17 @@ def folders() -> list[Path]:
     return [*([Path(named).expanduser()] if named else []), cache()]
 
 
+def torch_hub() -> Path:
+    """Where torch keeps the files that libraries of its own download: $TORCH_HOME/hub/checkpoints."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{base}/torch").expanduser() / "hub" / "checkpoints"
+
+
+def places(known: WeightFile) -> list[Path]:
+    """The folders that a file is looked for in, in order; `fetch` writes to the last."""
+    return [torch_hub()] if known.torch_hub else folders()
+
+
 def entry(name: str) -> WeightFile:
     """The entry of a short name or a file name. Raises WeightsError."""
     for known in FILES:
@@ -129,11 +147,11 @@ def entry(name: str) -> WeightFile:
 
 def find(name: str) -> Path | None:
     """Where the file lies, by short name or file name; None when it is missing. It is not read."""
-    file = next((known.file for known in FILES if name in (known.name, known.file)), name)
-    for folder in folders():
+    known = next((known for known in FILES if name in (known.name, known.file)), None)
+    file = known.file if known else name
+    for folder in places(known) if known else folders():
         if (folder / file).is_file():
             return folder / file
-    known = next((known for known in FILES if known.file == file), None)
     if known and known.package:
         spec = importlib.util.find_spec(known.package)  # not imported: it needs a setuptools of long ago
         for place in (spec.submodule_search_locations or []) if spec else []:
@@ -147,10 +165,16 @@ def require(name: str) -> Path:
     known = entry(name)
     path = find(name)
     if path is None:
-        places = " and ".join(str(folder) for folder in folders())
-        raise WeightsError(f"weights file {known.file} missing in {places}; see `pv3d weights list`")
+        looked = " and ".join(str(folder) for folder in places(known))
+        raise WeightsError(f"weights file {known.file} missing in {looked}; {_cure(known)}")
     check(path, known)
     return path
+
+
+def _cure(known: WeightFile) -> str:
+    if known.torch_hub:
+        return f"get it there from {known.url} ({known.licence}); nothing is downloaded unasked"
+    return "see `pv3d weights list`"
 
 
 def check(path: Path, known: WeightFile, sha256: str | None = None) -> str:
@@ -179,7 +203,7 @@ def fetch(name: str, sha256: str | None = None, tell: Callable[[int], None] = la
     Raises WeightsError when there is no link, nothing to check it against, or when it is another file.
     """
     known = entry(name)
-    path = cache() / known.file
+    path = places(known)[-1] / known.file
     if not (sha256 or known.sha256):
         raise WeightsError(
             f"weights {known.name}: its sha256 is not pinned; give the one you trust with --sha256"
@@ -188,7 +212,8 @@ def fetch(name: str, sha256: str | None = None, tell: Callable[[int], None] = la
         check(path, known, sha256)
         return path
     if not known.url:
-        raise WeightsError(f"weights {known.name}: no direct link; get it from {known.source} into {cache()}")
+        folder = path.parent
+        raise WeightsError(f"weights {known.name}: no direct link; get it from {known.source} into {folder}")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

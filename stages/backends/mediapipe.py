@@ -51,7 +51,6 @@ class MediaPipeFaces:
     smallest_px: ClassVar[float] = 20.0
     points68: ClassVar[NDArray[np.intp] | None] = POINTS_68
     follows: ClassVar[bool] = True
-    follows: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._trackers: list[Any] = []           # the one in use, if any
@@ -61,6 +60,7 @@ class MediaPipeFaces:
         self._library = _library()
         self._detector = YuNet()
         self._model = weights.require("mediapipe")
+        self._open()                             # what is wrong with the installation shows here
         self.start()
 
     def start(self) -> None:
@@ -106,12 +106,19 @@ class MediaPipeFaces:
         """A window around `box`, and a tracker that knows nothing of the one before."""
         _close(self._trackers)
         self._window = _window(frame, box)
+        self._open()
+
+    def _open(self) -> None:
         vision = self._library.tasks.vision
         options = vision.FaceLandmarkerOptions(
             base_options=self._library.tasks.BaseOptions(model_asset_path=str(self._model)),
             running_mode=vision.RunningMode.VIDEO,
         )
-        self._trackers.append(vision.FaceLandmarker.create_from_options(options))
+        try:
+            self._trackers.append(vision.FaceLandmarker.create_from_options(options))
+        except OSError as error:                 # its shared object, which is loaded now, misses another one
+            cure = "on Debian: apt-get install libegl1 libgles2"
+            raise ValueError(f"backend mediapipe: {error}; {cure}") from None
         self._times = itertools.count(0, STEP_MS)
 
     def _track(self, frame: NDArray[np.uint8]) -> NDArray[np.float32] | None:
