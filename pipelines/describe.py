@@ -13,8 +13,10 @@ from stages.base import GroupStage
 def describe_workflow(workflow: Workflow) -> tuple[dict[str, Any], str]:
     """Stages with reads, writes, resources and settings, then the other sections."""
     sections: dict[str, dict[str, Any]] = {
-        name: getattr(workflow, name).model_dump() for name in ("storage", "train", "evaluate", "register")
+        name: getattr(workflow, name).model_dump(mode="json")
+        for name in ("storage", "policy", "train", "evaluate", "register")
     }
+    sections["policy"]["entries"] = len(workflow.takedown.entries)
     source: dict[str, Any] = {"use": workflow.source_use, "settings": settings_of(workflow.source)}
     stages = [_stage(step) for step in workflow.steps]
     lines = [f"{workflow.path}" + (f", profile {workflow.profile}" if workflow.profile else "")]

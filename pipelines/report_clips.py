@@ -14,6 +14,7 @@ import numpy as np
 from infra.storage import Storage
 from pipelines import svg
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
+from pipelines.policy import Policy
 from pipelines.runner import group_outputs, groups_of, listed
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
@@ -50,28 +51,29 @@ def walk(workflow: Workflow, store: Storage) -> tuple[Walk, Ledger]:
     """Follow every listed video through the current records."""
     ledger, found = Ledger(store), Walk()
     sheets: dict[tuple[str, str], Sheet] = {}
-    refs = list(listed(workflow, store))
+    policy = Policy(workflow, store)
+    refs = list(listed(workflow, store, policy))
     for step in workflow.steps:
         after: list[Ref] = []
-        for ref, record in _current(step, ledger, refs):
+        for ref, record in _current(step, ledger, policy, policy.divide(refs)[0]):
             _collect(ledger, sheets, step, ref, record)
             after += ledger.outputs(record)
         refs = after
         if "cameras" in step.stage.writes:
             found.posed = after
-    found.kept = refs
+    found.kept = policy.divide(refs)[0]
     found.sheets = sorted(sheets.values(), key=lambda s: -s.count)[:REASONS_SHOWN]
     return found, ledger
 
 
-def _current(step: Step, ledger: Ledger, refs: list[Ref]) -> list[tuple[Ref, Record]]:
+def _current(step: Step, ledger: Ledger, policy: Policy, refs: list[Ref]) -> list[tuple[Ref, Record]]:
     """The units whose record holds now; of a group stage, those of groups that are done."""
     if isinstance(step.stage, GroupStage):
         groups = groups_of(step, ledger, refs).values()
         refs = [
             ref for members in groups if group_outputs(step, ledger, members) is not None for ref in members
         ]
-    pairs = [(ref, ledger.current(step.name, step.key, ref, step.barred_key)) for ref in refs]
+    pairs = [policy.current(ledger, step, ref) for ref in refs]
     return [(ref, record) for ref, record in pairs if record is not None]
 
 

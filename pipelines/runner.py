@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from infra.storage import Storage
 from pipelines.groups import clips_of, in_storage_order, is_light, restore
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
+from pipelines.policy import Policy
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
 from pipelines.work import Chain
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
 from stages.sources.several import mark_duplicates
+from stages.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class Prepared:
 
     kept: int = 0                            # clips that came out of the last stage
     redone: dict[str, int] = field(default_factory=dict)  # units per stage that had to be done
+    taken_down: bool = False                 # units that were made already turned out to be taken down
 
 
 def prepare(
@@ -116,10 +119,10 @@ def steps_until(workflow: Workflow, until: str | None) -> tuple[Step, ...]:
     return workflow.steps[: names.index(until) + 1]
 
 
-def listed(workflow: Workflow, store: Storage) -> Iterator[Ref]:
+def listed(workflow: Workflow, store: Storage, policy: Policy) -> Iterator[Ref]:
     """The videos of the source. Raises ValueError for an id that is unfit or comes twice."""
     seen: set[str] = set()
-    for clip in mark_duplicates(workflow.source.clips(store)):
+    for clip in policy.meant(mark_duplicates(policy.licensed(workflow.source.clips(store)))):
         if not _ID.fullmatch(clip.id):
             raise ValueError(f"source: id {clip.id!r} of {clip.source}: use letters, digits, _ and -")
         if clip.id in seen:
@@ -145,6 +148,7 @@ class _Run:
         self.store = store
         self.ledger = ledger
         self.progress = progress
+        self.policy = Policy(workflow, store)
         self.prepared = Prepared(redone={step.name: 0 for step in steps})
         self._start = start
         self._executor: Executor | None = None
@@ -157,12 +161,12 @@ class _Run:
         return self._executor
 
     def all(self) -> Prepared:
-        refs: Iterable[Ref] = listed(self.workflow, self.store)
+        refs: Iterable[Ref] = listed(self.workflow, self.store, self.policy)
         index = 0
         while index < len(self.steps):
             step = self.steps[index]
             if isinstance(step.stage, GroupStage):
-                refs = self._group_step(step, index, list(refs))
+                refs = self._group_step(step, index, self._admitted(refs, index))
                 index += 1
                 continue
             end = index
@@ -170,8 +174,14 @@ class _Run:
                 end += 1
             refs = self._stream(iter(refs), index, end)
             index = end
-        self.prepared.kept = len(list(refs))
+        self.prepared.kept = len(self._admitted(refs, index))
         return self.prepared
+
+    def _admitted(self, refs: Iterable[Ref], index: int) -> list[Ref]:
+        """Those that the policy lets through to a step."""
+        kept, stopped = self.policy.divide(refs)
+        self.prepared.taken_down |= index > 0 and any(reason == TAKEN_DOWN for _, reason in stopped)
+        return kept
 
     def close(self) -> None:
         """Keep what is done, whatever happened, and free the workers."""
@@ -194,11 +204,13 @@ class _Run:
             waiting = [(ref, index) for ref in refs]
             while waiting:
                 ref, at = waiting.pop()
+                if not self._admitted([ref], at):
+                    continue
                 if at == end:
                     ended.append(ref)
                     continue
                 step, pool = self.steps[at], pool_of[at - start]
-                record = self.ledger.current(step.name, step.key, ref, step.barred_key)
+                ref, record = self.policy.current(self.ledger, step, ref)
                 if record is None or record.again:
                     self.progress.expect(step.name)
                     position = at - pool.offset

@@ -37,6 +37,27 @@ class StorageSettings(Closed):
         return value
 
 
+class PolicySettings(Closed):
+    takedown: str | None = None
+    """A list of videos, addresses, people and clips that must not be used: see docs/takedown.md."""
+    licences_allowed: tuple[str, ...] | None = None
+    """Clips of other licences are rejected. None: all are allowed."""
+
+    @field_validator("takedown")
+    @classmethod
+    def _takedown(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("should be the path of a list")
+        return value
+
+    @field_validator("licences_allowed")
+    @classmethod
+    def _licences_allowed(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not any(name.strip() for name in value):
+            raise ValueError("should name a licence; null allows all")
+        return value
+
+
 class Workers(Closed):
     """Bounds of a stage's pool. A pool grows on demand and shrinks when idle."""
 

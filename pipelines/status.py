@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
 from pipelines.losses import as_json, losses
+from pipelines.policy import Policy
 from pipelines.runner import group_outputs, groups_of, listed, steps_until
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
@@ -63,13 +64,15 @@ def survey(workflow: Workflow, until: str | None = None) -> Survey:
 
 def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
     found = Survey()
-    refs: list[Ref] = list(listed(workflow, workflow.store()))
+    policy = Policy(workflow, ledger.store)
+    refs: list[Ref] = list(listed(workflow, ledger.store, policy))
     steps = steps_until(workflow, until)
     cut = False
     for step in steps:
         counts = found.stages.setdefault(step.name, Counts())
         cuts = "frame_times_s" in step.stage.writes
-        records = _current(step, ledger, refs)
+        refs = _admitted(found, counts, step, policy, refs, is_clip=cut)
+        records = _current(step, ledger, policy, refs)
         kept: list[Ref] = []
         for ref, record in records:
             _count(found, counts, step, ledger, ref, record, is_clip=cut)
@@ -78,14 +81,32 @@ def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
         cut = cut or cuts
         refs = kept
     last = steps[-1].name
+    ended = len(refs)
+    refs = _admitted(found, found.stages[last], steps[-1], policy, refs, is_clip=cut)
+    found.stages[last].ok -= ended - len(refs)
     found.units.extend(Unit(ref.source, ref.id, last, "ok", "", ref.identity) for ref in refs)
     found.units.sort(key=lambda unit: (unit.source, unit.clip or ""))
     return found
 
 
-def _current(step: Step, ledger: Ledger, refs: list[Ref]) -> Iterable[tuple[Ref, Record | None]]:
+def _admitted(
+    found: Survey, counts: Counts, step: Step, policy: Policy, refs: list[Ref], is_clip: bool
+) -> list[Ref]:
+    """Those that the policy lets through to a step; the others end there."""
+    kept, stopped = policy.divide(refs)
+    counts.rejected += len(stopped)
+    found.units.extend(
+        Unit(ref.source, ref.id if is_clip else None, step.name, "rejected", reason, ref.identity)
+        for ref, reason in stopped
+    )
+    return kept
+
+
+def _current(
+    step: Step, ledger: Ledger, policy: Policy, refs: list[Ref]
+) -> Iterable[tuple[Ref, Record | None]]:
     if not isinstance(step.stage, GroupStage):
-        return [(ref, ledger.current(step.name, step.key, ref, step.barred_key)) for ref in refs]
+        return [policy.current(ledger, step, ref) for ref in refs]
     pairs: list[tuple[Ref, Record | None]] = []
     for members in groups_of(step, ledger, refs).values():
         done = group_outputs(step, ledger, members) is not None

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipelines.document import SECTIONS, Value, WorkflowError, did_you_mean, par
 from pipelines.overlay import Overlay, override_change, profile_changes
 from pipelines.settings import (
     EvaluateSettings,
+    PolicySettings,
     RegisterSettings,
     StepSettings,
     StorageSettings,
@@ -33,6 +34,7 @@ from pipelines.train_job import check_batch
 from stages.base import GroupStage, Resources, Source, Stage
 from stages.clip import Clip
 from stages.sources.several import Several
+from stages.takedown import Takedown, read_takedown
 
 __all__ = ["Step", "Workflow", "WorkflowError", "load"]
 
@@ -92,6 +94,8 @@ class Workflow:
     evaluate: EvaluateSettings
     register: RegisterSettings
     source_use: str = ""
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    takedown: Takedown = field(default_factory=Takedown)
 
     @property
     def stages(self) -> list[Stage | GroupStage]:
@@ -148,6 +152,8 @@ class _Builder:
         source_use, source = self._source()
         steps = self._steps()
         self._check_chain(source, steps)
+        policy = self._section("policy", PolicySettings)
+        takedown = self._takedown(policy)
         train = self._section("train", TrainSettings)
         evaluate = self._section("evaluate", EvaluateSettings)
         self._check_train(train, steps)
@@ -162,6 +168,8 @@ class _Builder:
             ),
             source=source,
             source_use=source_use,
+            policy=policy,
+            takedown=takedown,
             steps=tuple(steps),
             train=train,
             evaluate=evaluate,
@@ -173,6 +181,14 @@ class _Builder:
         if value.data is None:
             value = Value({}, value.place, value.key_place)
         return validate(model, value, key)
+
+    def _takedown(self, policy: PolicySettings) -> Takedown:
+        if policy.takedown is None:
+            return Takedown()
+        try:
+            return read_takedown(policy.takedown)
+        except ValueError as error:
+            raise WorkflowError(str(error)) from None
 
     def _source(self) -> tuple[str, Source]:
         entry = self.root.data["source"]

@@ -1,0 +1,176 @@
+"""What a run may use: the takedown list and the allowed licences, as a filter outside of the stages.
+
+No stage key depends on it, so a list that grows redoes nothing: units that it means go no further, wherever
+the ledger has them. See `pipelines.takedown` for what is removed from the store.
+
+    takedown/<hash>.json    what was removed for which entries, as hashes; create-only, then marked finished
+    takedown/state.json     the list that the store was last swept for
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from infra.storage import Storage
+from pipelines.ledger import Ledger, Record, Ref
+from pipelines.workflow import Step, Workflow
+from stages.clip import Clip
+from stages.dataset import Dataset
+from stages.sources.lists import Span
+from stages.takedown import TAKEN_DOWN, Entry, hash_of
+
+NOT_ALLOWED = "licence not allowed"
+FOLDER = "takedown"
+STATE = f"{FOLDER}/state.json"
+
+
+class Policy:
+    """The policy of a workflow, with what earlier sweeps of its store found out about whom the list means.
+
+    Raises ValueError when the store was swept for a list and the workflow names none.
+    """
+
+    def __init__(self, workflow: Workflow, store: Storage) -> None:
+        self.takedown = workflow.takedown
+        self.allowed = workflow.policy.licences_allowed
+        self.root = store.root
+        self._allowed = {name.strip().casefold() for name in self.allowed or ()}
+        self._names: dict[str, str] = {}     # source as listed -> source_id
+        cut = [n for n, step in enumerate(workflow.steps) if "frame_times_s" in step.stage.writes]
+        self._uncut = {step.name for step in workflow.steps[: cut[0] + 1 if cut else None]}
+        keys = [key for key in store.list(FOLDER) if key.endswith(".json")]
+        if keys and not workflow.policy.takedown:
+            raise ValueError(
+                f"policy.takedown: not set, but {store.root} was swept for a list ({keys[0]}); name that list"
+            )
+        self.records = {key: json.loads(store.read(key)) for key in keys if key != STATE}
+        self._found = dict(self._found_before())
+
+    def _found_before(self) -> Iterator[tuple[str, Entry]]:
+        """(hash of a unit's id, entry) of what sweeps removed for entries that are listed still."""
+        entries = {entry.hash: entry for entry in self.takedown.entries}
+        for record in self.records.values():
+            for unit, causes in record["clips"].items():
+                yield from ((unit, entries[cause]) for cause in causes if cause in entries)
+
+    # --- listed videos -----------------------------------------------------------------------------------
+
+    def licensed(self, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Mark videos, and parts of videos, whose licence is not allowed."""
+        for clip in clips:
+            yield clip if self.allowed is None or "error" in clip.listed else self._licensed(clip)
+
+    def _licensed(self, clip: Clip) -> Clip:
+        spans = clip.listed.get("spans")
+        if not spans:
+            return clip if self._may(clip.licence) else _marked(clip, NOT_ALLOWED, clip.licence)
+        marked = [
+            span if "error" in span or self._may(licence := str(span.get("licence", clip.licence)))
+            else {**span, "error": NOT_ALLOWED, "detail": licence}
+            for span in spans
+        ]  # fmt: skip
+        if all(span.get("error") == NOT_ALLOWED for span in marked):
+            return _marked(clip, NOT_ALLOWED, marked[0]["detail"])
+        return clip if marked == spans else clip.copy(listed={**clip.listed, "spans": marked})
+
+    def _may(self, licence: str) -> bool:
+        return licence.strip().casefold() in self._allowed
+
+    def meant(self, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Mark videos that the list means, wholly; see `current` for the others."""
+        for clip in clips:
+            if name := clip.listed.get("source_id"):
+                self._names[clip.source] = str(name)
+            if not self.takedown or clip.listed.get("error") == NOT_ALLOWED:
+                yield clip
+                continue
+            spans = [span for span in clip.listed.get("spans", []) if "error" not in span]
+            whole = self.find(clip.id, clip.source, clip.identity)
+            parts = spans and all(self._find_part(clip, span) for span in spans)
+            yield _marked(clip, TAKEN_DOWN, self._detail) if whole or parts else clip
+
+    @property
+    def _detail(self) -> str:
+        return f"named in {self.takedown.path.rpartition('/')[2]}"
+
+    # --- units in their course ---------------------------------------------------------------------------
+
+    def find(self, unit: str, source: str = "", identity: str = "") -> Entry | None:
+        """The entry of the list that means a unit."""
+        names = [name for name in (source, self._names.get(source, "")) if name]
+        entry = self.takedown.find(unit=unit, identity=identity, sources=names)
+        return entry or (self._found.get(hash_of(unit)) if self._found else None)
+
+    def _find_part(self, clip: Clip, span: Span) -> Entry | None:
+        unit = f"{clip.listed.get('unit', clip.id)}-{span['key']}"
+        return self.find(unit, identity=str(span.get("identity", clip.identity)))
+
+    def stops(self, ref: Ref) -> str:
+        """The reason why a unit must go no further, or ""."""
+        if ref.clip is not None and ref.clip.listed.get("error") in (TAKEN_DOWN, NOT_ALLOWED):
+            return str(ref.clip.listed["error"])
+        return TAKEN_DOWN if self.takedown and self.find(ref.id, ref.source, ref.identity) else ""
+
+    def divide(self, refs: Iterable[Ref]) -> tuple[list[Ref], list[tuple[Ref, str]]]:
+        """(those that go on, those that are stopped with the reason)."""
+        kept: list[Ref] = []
+        stopped: list[tuple[Ref, str]] = []
+        for ref in refs:
+            if reason := self.stops(ref):
+                stopped.append((ref, reason))
+            else:
+                kept.append(ref)
+        return kept, stopped
+
+    def current(self, ledger: Ledger, step: Step, ref: Ref) -> tuple[Ref, Record | None]:
+        """The unit as it must be done, and its record when it is done as it is.
+
+        A video of which the list means some parts goes on as it was while it is done, and without these parts
+        where there is work to do: so nothing is downloaded again for what was taken out.
+        """
+        record = ledger.current(step.name, step.key, ref, step.barred_key)
+        if not self.takedown.path:
+            return ref, record
+        if record is not None:
+            # An entry that is no longer listed: what was taken out of the record is to be done again.
+            gone = [out for out in record.outputs if out.reason == TAKEN_DOWN]
+            known = all(self.find(out.id, record.source, out.identity) for out in gone)
+            return ref, record if known else None
+        if step.name not in self._uncut:
+            return ref, None
+        clip = ledger.load(ref, arrays=())
+        spans = [self._taken_out(clip, span) for span in clip.listed.get("spans", [])]
+        if spans == clip.listed.get("spans", []):
+            return ref, None
+        clip = clip.copy(listed={**clip.listed, "spans": spans})
+        ref = Ref(ref.id, clip.digest(), ref.source, ref.identity, clip=clip)
+        return ref, ledger.current(step.name, step.key, ref, step.barred_key)
+
+    def _taken_out(self, clip: Clip, span: Span) -> Span:
+        if "error" in span or not self._find_part(clip, span):
+            return span
+        return {**span, "error": TAKEN_DOWN, "detail": self._detail}
+
+    # --- datasets ----------------------------------------------------------------------------------------
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Raise ValueError for a dataset that holds what must not be used."""
+        samples = dataset.samples
+        taken = [s for s in samples if self.find(s.clip_id, s.source, s.identity)]
+        if taken:
+            raise ValueError(
+                f"the dataset {dataset.version} holds {len(taken)} clips that {self.takedown.path} names; "
+                "run `pv3d takedown` first"
+            )
+        barred = [s for s in samples if self.allowed is not None and not self._may(s.licence)]
+        if barred:
+            raise ValueError(
+                f"the dataset {dataset.version} holds {len(barred)} clips whose licence is not among "
+                f"policy.licences_allowed, such as {barred[0].licence!r}; run `pv3d run --until WriteShards`"
+            )
+
+
+def _marked(clip: Clip, reason: str, detail: Any) -> Clip:
+    return clip.copy(listed={**clip.listed, "error": reason, "detail": str(detail)})
