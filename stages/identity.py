@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,10 +90,13 @@ class VerifyIdentity(Stage):
     """Reject clips in which more than `maximum_noisy_frames` embedded frames are unlike the others.
 
     A frame is noisy when its mean similarity to all others is below the threshold that belongs to the file of
-    the model; see `stages.backends.similarity`.
+    the model (the paper's rule; see `stages.backends.similarity`), or when the median is. The mean alone is
+    blind to a clip of two people who share it equally: a still person's own half lifts it to that of one
+    lively person, while the median falls to that of strangers.
     """
 
     maximum_noisy_frames: int = 2
+    aggregate: Literal["mean", "median", "either"] = "either"     # which of them must not be below
     same_person: float | None = None         # another threshold than the model's own, in its metric
 
     name: ClassVar[str] = "VerifyIdentity"
@@ -105,7 +108,7 @@ class VerifyIdentity(Stage):
         model = backends.IdentityModel(**clip.embedding_model)
         if self.same_person is not None:
             model = replace(model, same_person=self.same_person)
-        clip = clip.copy(verification=verify(clip.need("embeddings"), model))
+        clip = clip.copy(verification=verify(clip.need("embeddings"), model, self.aggregate))
         noisy, count = clip.verification["noisy_frames"], len(clip.need("embeddings"))
         if noisy > self.maximum_noisy_frames:
             yield Rejected(clip, "identity changes", f"{noisy:.0f} of {count} frames are unlike the others")
@@ -113,22 +116,27 @@ class VerifyIdentity(Stage):
             yield clip
 
 
-def verify(embeddings: NDArray[np.float32], model: backends.IdentityModel) -> dict[str, float]:
+def verify(
+    embeddings: NDArray[np.float32], model: backends.IdentityModel, aggregate: str = "either"
+) -> dict[str, float]:
     """Verification of unit vectors [S, D].
 
-    mean_cosine, median_cosine: over all pairs of frames; lowest: the least mean similarity of a frame to the
-    others; noisy_frames: how many of these are below the model's threshold.
+    mean_cosine, median_cosine: over all pairs of frames; lowest, lowest_median: the least mean and the least
+    median similarity of a frame to the others; noisy_frames: how many of these are below the threshold.
     """
     count = len(embeddings)
     if count < 2:
-        return {"mean_cosine": 1.0, "median_cosine": 1.0, "lowest": 1.0, "noisy_frames": 0}
+        ones = dict.fromkeys(("mean_cosine", "median_cosine", "lowest", "lowest_median"), 1.0)
+        return {**ones, "noisy_frames": 0}
     similar, threshold = backends.similarity(model, embeddings, embeddings)
-    np.fill_diagonal(similar, 0)
-    to_others = similar.sum(axis=1) / (count - 1)
+    others = similar[~np.eye(count, dtype=bool)].reshape(count, count - 1)
+    means, medians = others.mean(axis=1), np.median(others, axis=1)
+    decides = {"mean": means, "median": medians, "either": np.minimum(means, medians)}[aggregate]
     pairs = (embeddings.astype(np.float64) @ embeddings.astype(np.float64).T)[np.triu_indices(count, 1)]
     return {
         "mean_cosine": round(float(pairs.mean()), 6),
         "median_cosine": round(float(np.median(pairs)), 6),
-        "lowest": round(float(to_others.min()), 6),
-        "noisy_frames": int((to_others < threshold).sum()),
+        "lowest": round(float(means.min()), 6),
+        "lowest_median": round(float(medians.min()), 6),
+        "noisy_frames": int((decides < threshold).sum()),
     }

@@ -6,8 +6,8 @@ check that is not about identity is open, so that small or turned faces are judg
 `adjusted_rand`       the balance's people against the manifest's, over clips
 `good_clips_dropped`  videos of which `VerifyIdentity` rejects a clip
 `spliced_kept`        spliced clips that `VerifyIdentity` keeps. Embeddings are of single frames, so those of
-                      a splice are those of its parts: half of one person and half of another, and one with 3,
-                      10 % or 25 % of the frames of another; of all pairs of clips, or some when they are many
+                      a splice are those of its parts: equal halves of two people, and one with 3, 10 %, 25 % or
+                      40 % of the frames of another; of all pairs of clips, or of some of very many
 `clips_missing`       videos of which no clip reaches the embedding
 `cluster_100k_*`      seconds and memory (largest resident set) of the balance of `count` synthetic clips of
                       `count` / 3 people, in a process of its own
@@ -45,8 +45,10 @@ from stages.crop import AlignCrop
 from stages.identity import VerifyIdentity
 
 SPLICES = 10_000                         # at most
+SHARES = (0.0, 0.1, 0.25, 0.4)           # of a clip that is another person; 3 frames at least
 OPEN = (
-    "stages.SplitShots.minimum_source_fps=1", "stages.FollowFace.minimum_face_px=1",
+    "stages.SplitShots.minimum_source_fps=1", "stages.SplitShots.minimum_frames=16",
+    "stages.FollowFace.minimum_face_px=1",
     "stages.AlignCrop.min_source_px=1", "stages.AlignCrop.max_padded=1",
 )  # fmt: skip
 
@@ -159,7 +161,7 @@ def splice(clips: list[Clip], identities: dict[str, str], most: int = SPLICES) -
     """(splices of two people, how many of them `VerifyIdentity` keeps)."""
     stage = VerifyIdentity()
     pairs = [(a, b) for a, b in permutations(clips, 2) if identities[a.source] != identities[b.source]]
-    chosen = np.random.default_rng(0).permutation(len(pairs))[: most // 4]
+    chosen = np.random.default_rng(0).permutation(len(pairs))[: most // (1 + len(SHARES))]
     total = kept = 0
     for first, second in (pairs[i] for i in sorted(chosen)):
         for vectors in spliced(first.need("embeddings"), second.need("embeddings")):
@@ -170,9 +172,10 @@ def splice(clips: list[Clip], identities: dict[str, str], most: int = SPLICES) -
 
 
 def spliced(a: NDArray[np.float32], b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Half of [S, D] and half of [R, D]; then the first with 3 frames, 10 % and 25 % of the second."""
-    yield np.concatenate([a[: len(a) // 2], b[len(b) // 2 :]])
-    for share in (0.0, 0.1, 0.25):
+    """Equal halves of [S, D] and [R, D]; then the first with some frames of the second in the middle."""
+    half = min(len(a), len(b)) // 2
+    yield np.concatenate([a[:half], b[-half:]])
+    for share in SHARES:
         count = min(max(3, round(share * len(a))), len(b), len(a) - 1)
         at = (len(a) - count) // 2
         yield np.concatenate([a[:at], b[:count], a[at + count :]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import skimage.data
 
-from infra.storage import Storage
+from infra.storage import FolderStorage, Storage
+from pipelines.settings import Workers
+from pipelines.workflow import Step
 from stages import backends
-from stages.base import Rejected
+from stages.base import Rejected, Resources
 from stages.clip import Clip
 from stages.identity import EmbedFaces, VerifyIdentity, verify
 
@@ -37,13 +39,30 @@ def people(counts: list[int], noise: float, apart: float, seed: int = 0) -> np.n
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_mean_cosine_to_the_others_decides() -> None:
+def test_by_mean_the_rule_is_the_papers() -> None:
     """Against the definition, frame by frame."""
     vectors = people([20, 3], 0.3, 3.0)
-    found = verify(vectors, COSINE)
+    found = verify(vectors, COSINE, "mean")
     means = [np.mean([float(a @ b) for j, b in enumerate(vectors) if j != i]) for i, a in enumerate(vectors)]
     assert found["noisy_frames"] == sum(m < COSINE.same_person for m in means)
     assert found["lowest"] == pytest.approx(min(means), abs=1e-5)
+
+
+def test_what_the_paper_rejects_is_rejected_and_equal_halves_are_too() -> None:
+    """Still people who share a clip equally: the mean to the others is 0.5 and more, the median is not."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        counts = random.integers(1, 30, 2).tolist()
+        vectors = people(counts, float(random.uniform(0.05, 1)), 3.0, int(random.integers(1000)))
+        by_mean = verify(vectors, COSINE, "mean")["noisy_frames"]
+        assert verify(vectors, COSINE)["noisy_frames"] >= by_mean
+    halves = people([20, 20], 0.02, 2.5)
+    assert verify(halves, COSINE, "mean")["noisy_frames"] == 0
+    assert verify(halves, COSINE, "median")["noisy_frames"] == 40
+    assert verify(halves, COSINE)["noisy_frames"] == 40
+    lively = people([40], 1.6, 2.0)
+    assert verify(lively, COSINE)["lowest"] < verify(halves, COSINE)["lowest"] + 0.1
+    assert verify(lively, COSINE)["noisy_frames"] == 0
 
 
 @pytest.mark.parametrize(("counts", "noisy"), [([40], 0), ([40, 2], 2), ([40, 3], 3), ([20, 20], 40)])
@@ -63,9 +82,34 @@ def test_more_than_two_noisy_frames_drop_the_clip() -> None:
         (out,) = stage.process(clip)
         assert isinstance(out, Clip) == kept
         verification = out.verification if isinstance(out, Clip) else out.clip.verification
-        assert set(verification) == {"mean_cosine", "median_cosine", "lowest", "noisy_frames"}
+        assert set(verification) == {
+            "mean_cosine", "median_cosine", "lowest", "lowest_median", "noisy_frames",
+        }
         if isinstance(out, Rejected):
             assert out.reason == "identity changes"
+
+
+def test_the_threshold_travels_with_the_clip() -> None:
+    clip = Clip(id="a", source="a", video="a", embeddings=people([20], 0.5, 1.0))
+    strict = replace(COSINE, same_person=0.99)
+    for model, setting, kept in [(COSINE, None, True), (strict, None, False), (strict, 0.5, True)]:
+        (out,) = VerifyIdentity(same_person=setting).process(clip.copy(embedding_model=asdict(model)))
+        assert isinstance(out, Clip) == kept
+
+
+def test_a_file_of_ones_own_is_part_of_the_stage_wherever_it_lies(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "net.onnx", tmp_path / "elsewhere.onnx"
+    for one in (path, elsewhere):
+        one.write_bytes(b"a network")
+    stages = [EmbedFaces(weights=str(one)) for one in (path, elsewhere)]
+    path.write_bytes(b"another")
+    stages.append(EmbedFaces(weights=str(path)))
+    first, moved, changed = (Step("EmbedFaces", "x:X", s, Resources(), Workers(), 1.0).key for s in stages)
+    assert first == moved != changed
+    with pytest.raises(ValueError, match="as where the run was started"):
+        stages[0].setup(FolderStorage(tmp_path))
+    with pytest.raises(ValueError, match=r"^weights: no file missing\.onnx in"):
+        EmbedFaces(weights="missing.onnx")
 
 
 def test_one_frame_is_one_person() -> None:
@@ -102,7 +146,11 @@ def test_embeds_every_second_aligned_frame(store: Storage) -> None:
     (out,) = stage.process(clip)
     assert out.embeddings.shape == (3, 128)
     assert out.embedding_step == 2
-    direct = backends.load(out.embedding_backend).embed(picture, points)
+    model = backends.load(out.embedding_backend)
+    assert out.embedding_model == asdict(backends.IdentityModel.of(model))
+    np.testing.assert_allclose(np.linalg.norm(out.embedding_mean), 1, atol=1e-6)
+    assert float(out.embedding_mean @ out.embeddings.mean(axis=0)) > 0.99
+    direct = model.embed(picture, points)
     for vector in out.embeddings:
         assert float(vector @ direct) > 0.99
     (kept,) = VerifyIdentity().process(out)
