@@ -97,7 +97,7 @@ class Official(Source):
         person = re.search(self.people, name) if self.people else None
         listed = {
             "row": name, "row_sha1": lists.row_sha1(name), "cameras": f"{CAMERAS}/{base}.json",
-            "span": WHOLE_FRAME,
+            "span": {**WHOLE_FRAME, **{key: known[key] for key in ("split",) if key in known}},
         }
         return Clip(
             id=unit, source=known.get("source") or f"{VIDEOS}/{name}", video=str(video),
@@ -146,7 +146,7 @@ def read_provenance(folder: Path, path: Path) -> dict[str, Any]:
         json.dumps(known, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError, OSError) as error:
         raise Drop("bad provenance", f"{path.name}: {error}"[:200]) from None
-    for key in ("source", "licence", "identity"):
+    for key in ("source", "licence", "identity", "split"):
         if not isinstance(known.get(key, ""), str) or len(known.get(key, "")) > 1000:
             raise Drop("bad provenance", f"{path.name}: {key} is no short text")
     return known

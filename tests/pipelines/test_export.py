@@ -1,6 +1,7 @@
 """`pv3d export`: folders of other programs, whole, resumable, with their licences; and back again."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from tiny_dataset import clip_in, picture, write
 
-from infra.storage import FolderStorage
+from infra.storage import FolderStorage, open_storage
 from model.camera import check_cameras, hflip
 from pipelines.cli import main
 from pipelines.export import export, make_layout
@@ -25,6 +26,11 @@ stages:
 {stages}
 train: {{variant: "model.config:tiny"}}
 """
+ROOT = Path(__file__).parents[2]
+ALIGNED = """\
+- {use: "stages.aligned:TakeAligned", size: 64}
+- {use: "stages.shards:WriteShards", buckets: 3}
+"""
 IDS = ["a", "a-1", "_b_0000040", "-c", "d"]
 
 
@@ -32,6 +38,10 @@ def workflow(root: Path, source: str = "{use: tiny_stages:Numbers}", stages: str
     path = root.with_suffix(".yaml")
     path.write_text(WORKFLOW.format(root=root, source=source, stages=stages))
     return load(path)
+
+
+def official(folder: Path) -> str:
+    return f'{{use: "stages.sources.official:Official", location: {folder}}}'
 
 
 @pytest.fixture
@@ -173,6 +183,11 @@ def test_only_the_wanted_split_leaves_the_house(tmp_path: Path) -> None:
     assert names == sorted(f"{i}.mp4" for i in splits if splits[i] == "train")
     assert value["other_split"] == 8 - len(names)
     assert f"{8 - len(names)} clips of another split" in text
+    export(made, make_layout("pv3d"), str(tmp_path / "all"), split="all")
+    stages = ALIGNED.replace("64", "64, minimum_frames: 4")
+    back = workflow(tmp_path / "back", official(tmp_path / "all"), stages)
+    run_workflow(back, until="WriteShards", in_process=True)
+    assert {s.clip_id: s.split for s in open_dataset(back.store()).samples} == splits
     with pytest.raises(ValueError, match="it holds test, train"):
         export(made, make_layout("pv3d"), str(tmp_path / "none"), split="valid")
 
@@ -241,17 +256,10 @@ def test_a_place_that_cannot_be_written_is_named(made) -> None:
     assert "\n" not in str(refused.value)
 
 
-ALIGNED = """\
-- {use: "stages.aligned:TakeAligned", size: 64}
-- {use: "stages.shards:WriteShards", buckets: 3}
-"""
-
-
 def test_there_and_back_again_keeps_cameras_people_licences_and_pictures(made, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(made, make_layout("pv3d"), str(out))
-    source = f'{{use: "stages.sources.official:Official", location: {out}}}'
-    back = workflow(tmp_path / "back", source, ALIGNED)
+    back = workflow(tmp_path / "back", official(out), ALIGNED)
     run_workflow(back, until="WriteShards", in_process=True)
     before, after = dataset_of(made), open_dataset(back.store())
     assert (after.size, after.fps) == (before.size, before.fps)
@@ -268,3 +276,41 @@ def test_there_and_back_again_keeps_cameras_people_licences_and_pictures(made, t
         record = after.record(sample)
         assert record["listed"]["provenance"]["listed"] == before.record(other)["listed"]
         assert str(tmp_path) not in json.dumps(record)
+
+
+def test_the_workflows_of_the_manual_are_sound(tmp_path: Path) -> None:
+    short, checks = re.findall("```yaml\n(.*?)```", (ROOT / "docs" / "layouts.md").read_text(), re.DOTALL)
+    before, last = short.split("  - use: stages.shards")
+    for number, text in enumerate([short, f"{before}{checks}  - use: stages.shards{last}"]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        names = [step.name for step in load(path).steps]
+        assert (names[0], names[-1], len(names)) == ("TakeAligned", "WriteShards", (2, 6)[number])
+
+
+def test_a_lower_rate_factor_is_better_and_larger(made, tmp_path: Path) -> None:
+    sizes, losses = [], []
+    sample = dataset_of(made).samples[0]
+    whole = dataset_of(made).frames(sample, range(sample.frame_count))
+    for crf in (5, 40):
+        export(made, make_layout("pv3d", crf=crf), str(tmp_path / str(crf)))
+        path = tmp_path / str(crf) / "recrop_faces" / f"{sample.clip_id}.mp4"
+        sizes.append(path.stat().st_size)
+        losses.append(np.abs(np.stack([f for _, f in read_all(path)]).astype(int) - whole).mean())
+    assert sizes[0] > sizes[1]
+    assert losses[0] < losses[1]
+
+
+def test_a_bucket_is_a_target_like_a_folder(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto, boto3 = pytest.importorskip("moto"), pytest.importorskip("boto3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        export(made, make_layout("pv3d"), "s3://bucket/there")
+        assert export(made, make_layout("pv3d"), "s3://bucket/there")[0]["written"] == 0
+        store = open_storage("s3://bucket/there")
+        there = {key: store.read(key) for key in store.list("")}
+    export(made, make_layout("pv3d"), str(tmp_path / "here"))
+    assert there == content(tmp_path / "here")
