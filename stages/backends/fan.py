@@ -108,10 +108,10 @@ def _check(path: Path) -> None:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
         shape = tuple(held["l3.weight"].shape)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, AttributeError, TypeError):
         shape = ()
     if shape != (68, 256, 1, 1):
-        raise WeightsError(f"weights file {path}: not FAN's network of 68 points; remove it, it is another one")
+        raise WeightsError(f"weights file {path}: not FAN's network of 68 points; remove it")
 
 
 def _to_tile(box: Box) -> NDArray[np.float64]:
