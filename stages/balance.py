@@ -90,12 +90,15 @@ def _cluster(clips: list[Clip], same_cluster: float | None) -> list[int]:
     """A cluster number for each clip. Raises ValueError for clips of several models."""
     if not clips:
         return []
-    models = {backends.IdentityModel(**clip.embedding_model) for clip in clips}
-    if len(models) > 1:
+    models = {replace(backends.IdentityModel(**clip.embedding_model), same_person=0.0) for clip in clips}
+    if same_cluster is not None:
+        models = {replace(model, same_cluster=same_cluster) for model in models}
+    if len({model.sha256 for model in models}) > 1:
         names = " and ".join(sorted(f"{model.file} ({model.sha256[:8]})" for model in models))
         raise ValueError(f"embeddings of {names} do not compare; embed all clips with one model")
+    if len(models) > 1:
+        values = sorted(model.same_cluster for model in models)
+        raise ValueError(f"same_cluster: clips of one model carry the thresholds {values}; set it to one")
     (model,) = models
-    if same_cluster is not None:
-        model = replace(model, same_cluster=same_cluster)
     means = np.stack([clip.need("embedding_mean") for clip in clips]).astype(np.float32)
     return [int(number) for number in average_linkage(means, model.cluster_cosine)]
