@@ -29,6 +29,7 @@ all is the user's mistake: ValueError, naming file, line and cure.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -44,6 +45,7 @@ Span = dict[str, Any]
 Box = tuple[float, float, float, float]
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_WATCH = re.compile(r"https://www\.youtube\.com/watch\?v=([A-Za-z0-9_-]{11})")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -63,6 +65,19 @@ def decode(data: bytes, name: str) -> str:
         line = data[:error.start].count(b"\n") + 1
         raise ValueError(f"{name}:{line}: is not UTF-8 text; save the list as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """As `text_of`, a line with its end at a time, of files that are too large to hold."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:    # any line end becomes "\n"
+            yield from file
+    except UnicodeDecodeError:
+        text_of(path)                                    # says where
+        raise
+    except OSError:
+        text_of(path)
+        raise
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -96,11 +111,14 @@ def youtube_url(video_id: str) -> str:
     return f"https://www.youtube.com/watch?v={video_id}"
 
 
+@functools.lru_cache(maxsize=1024)
 def source_id(url: str) -> str:
     """What is equal for all addresses of one video. Raises Drop for an address that is never downloaded from.
 
     Only http and https are: a list must not be able to name files of the machine that reads it.
     """
+    if common := _WATCH.fullmatch(url):
+        return f"youtube:{common[1]}"
     if re.search(r"[\x00-\x20\x7f]", url.strip()):
         raise Drop("bad row", "the url holds a blank or a control character")
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from infra.storage import Storage
@@ -12,11 +14,9 @@ from stages.clip import Clip
 from stages.sources.lists import Span, box_at
 
 TOUCH_S = 0.05                   # parts that share less than this, about a frame, do not overlap
+CHUNK_S = 75.0                   # a chunk of a minute may be so long
 FEW = 16                         # parts of a video that are simply gone through
 SAME_FACE = 0.3                  # of the smaller box, covered by the other: they may show one face
-
-
-WHERE = ("start_s", "end_s", "chunk", "frames", "boxes", "box_unit")     # of a part: what tells it apart
 
 
 @dataclass
@@ -80,11 +80,37 @@ def _duplicate(same: str) -> dict[str, str]:
 
 
 class _Part(NamedTuple):
-    """What is kept of a part; there are millions."""
+    """What is kept of a part: little, for there are millions."""
 
     unit: str
     key: str
-    span: Span
+    start_s: float | None
+    end_s: float | None
+    chunk: tuple[int, int, int] | None       # and its frames
+    boxes: array[float]                      # all numbers of all boxes
+    box_unit: str
+
+    @classmethod
+    def of(cls, unit: str, key: str, span: Span) -> _Part:
+        chunk = (span["chunk"], *span["frames"]) if "chunk" in span else None
+        boxes = array("f", chain.from_iterable(span.get("boxes", ())))
+        return cls(unit, key, span.get("start_s"), span.get("end_s"), chunk, boxes, span.get("box_unit", ""))
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """As `_times`."""
+        if self.chunk is not None and self.start_s is None:
+            return 60.0 * self.chunk[0], 60.0 * self.chunk[0] + CHUNK_S
+        return self.start_s or 0.0, 1e9 if self.end_s is None else self.end_s
+
+    @property
+    def span(self) -> Span:
+        """As listed, as far as it tells where the part is."""
+        found: Span = {"boxes": [self.boxes[n:n + 5] for n in range(0, len(self.boxes), 5)]}
+        if self.chunk is not None:
+            found |= {"chunk": self.chunk[0], "frames": self.chunk[1:]}
+        known = {"start_s": self.start_s, "end_s": self.end_s, "box_unit": self.box_unit}
+        return found | {name: value for name, value in known.items() if value is not None}
 
     def __str__(self) -> str:
         return f"{self.unit}-{self.key}" if self.key else self.unit
@@ -101,7 +127,7 @@ class _Video:
         self._long: list[_Part] = []
 
     def add(self, unit: str, key: str, span: Span) -> None:
-        part = _Part(unit, key, {name: span[name] for name in WHERE if name in span})
+        part = _Part.of(unit, key, span)
         self._parts.append(part)
         if len(self._parts) == FEW:
             for one in self._parts:
@@ -122,7 +148,12 @@ class _Video:
         candidates = self._parts
         if len(self._parts) >= FEW and minutes is not None:
             candidates = [*self._long, *(part for m in minutes for part in self._minutes.get(m, []))]
-        return next((str(part) for part in candidates if overlap(part.span, span)), "")
+        start, end = _times(span)
+        for part in candidates:
+            first, last = part.times
+            if min(last, end) - max(first, start) >= TOUCH_S and overlap(part.span, span):
+                return str(part)
+        return ""
 
     @staticmethod
     def _of(span: Span) -> range | None:
@@ -151,7 +182,7 @@ def overlap(a: Span, b: Span) -> bool:
 def _times(span: Span) -> tuple[float, float]:
     if "chunk" in span and "start_s" not in span:
         # Not located yet: somewhere in its minute, which key frames move by some seconds.
-        return 60.0 * span["chunk"], 60.0 * span["chunk"] + 75.0
+        return 60.0 * span["chunk"], 60.0 * span["chunk"] + CHUNK_S
     return span.get("start_s", 0.0), span.get("end_s", 1e9)
 
 

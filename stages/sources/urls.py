@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from stages.sources.lists import Span, number
 
 KNOWN = ("url", "start", "end", "box", "identity", "licence", "split")
 Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Video:
+    """The rows of one video: its first address, and its parts as json, for there may be millions."""
+
+    url: str
+    parts: list[bytes] = field(default_factory=list)
 
 
 @dataclass
@@ -39,7 +47,8 @@ class Urls(Source):
 
     def clips(self, store: Storage) -> Iterator[Clip]:
         """One unit per video. Raises ValueError naming file and line for a file that is no such list."""
-        videos: dict[str, list[tuple[str, Span]]] = {}
+        videos: dict[str, _Video] = {}
+        faults: list[tuple[int, Drop]] = []
         for line, row in read_rows(Path(self.location)):
             url = str(row.get("url") or "").strip()
             try:
@@ -48,23 +57,24 @@ class Urls(Source):
                 if not url:
                     raise Drop("bad row", "the url is empty")
                 identity = lists.source_id(url)
-                span = self._span(row)
+                part = json.dumps(self._span(row), separators=(",", ":")).encode()
             except Drop as drop:
-                where = f"{Path(self.location).name}:{line}"
-                yield lists.error_unit(
-                    self.dataset, f"line-{line}", where, drop.reason, f"{where}: {drop.detail}"
-                )
+                faults.append((line, Drop(drop.reason, drop.detail)))
             else:
-                videos.setdefault(identity, []).append((url, span))
-        for identity, rows in videos.items():
-            yield self._unit(identity, rows)
+                videos.setdefault(identity, _Video(url)).parts.append(part)
+        for line, fault in faults:                       # none before the whole file is known to be a list
+            where = f"{Path(self.location).name}:{line}"
+            yield lists.error_unit(
+                self.dataset, f"line-{line}", where, fault.reason, f"{where}: {fault.detail}"
+            )
+        for identity, video in videos.items():
+            yield self._unit(identity, video.url, [json.loads(part) for part in video.parts])
 
-    def _unit(self, identity: str, rows: list[tuple[str, Span]]) -> Clip:
+    def _unit(self, identity: str, url: str, found: list[Span]) -> Clip:
         name = identity.removeprefix("youtube:")
         if name == identity:
             name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        url = rows[0][0]
-        spans = _distinct([span for _, span in rows])
+        spans = _distinct(found)
         people = {span.get("identity", "") for span in spans}
         licences = {span["licence"] for span in spans}
         return lists.unit(
@@ -121,11 +131,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    text = lists.text_of(path)
+    lines = lists.text_lines(path)
+    first = next(lines, "")
     # Spreadsheets write what their country's comma leaves free.
-    first = text.partition("\n")[0]
     delimiter = max("\t;,", key=first.count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(chain([first], lines), delimiter=delimiter, strict=True)
     try:
         columns = [name.strip() for name in reader.fieldnames or []]
         if "url" not in columns:
