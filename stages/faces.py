@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from infra.storage import Storage
 from stages import backends, boxes, faults
+from stages.ahead import ahead
 from stages.backends import FaceBackend
 from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
@@ -18,7 +19,8 @@ from stages.faults import Run, Series
 from stages.sources import lists
 from stages.track import Track
 
-READ_LONG_SIDE = 1280            # px, of the picture that points are found in
+READ_LONG_SIDE = 1920            # px, of the picture that points are found in; scaling costs more than pixels
+READ_AHEAD = 4                   # frames
 
 
 @dataclass
@@ -67,7 +69,10 @@ class FollowFace(Stage):
         if not seen.any():
             raise self._nothing(clip, track, scale)
         points = _filled(track.points)
-        found = np.array([self.model.box(p) for p in points], np.float32)
+        found = np.array(
+            [model.box(p) if box is None else box for p, box in zip(points, track.boxes, strict=True)],
+            np.float32,
+        )
         sides = np.array([boxes.side(box) for box in found.tolist()]) * scale
         sharp = np.array(track.sharp)
         parts = self._parts(clip.fps, track, seen, sides)
@@ -101,7 +106,7 @@ class FollowFace(Stage):
             self.model, wanted, self.detect_every, self.maximum_missing_frames, self.second_face_size
         )
         with video.resolve(self._store, clip.video) as path:
-            for frame in video.read_frames(path, times_s, READ_LONG_SIDE):
+            for frame in ahead(video.read_frames(path, times_s, READ_LONG_SIDE), READ_AHEAD):
                 track.step(frame)
         return track
 

@@ -49,7 +49,8 @@ class Converter:
         if scale <= 0.5 and frame.format.name in HALVED:
             picture = self._shrunk(frame, width, height)
         else:
-            how = EXACT if long_side is None else Interpolation.AREA
+            quick = Interpolation.AREA if scale < 1 else Interpolation.FAST_BILINEAR
+            how = EXACT if long_side is None else quick
             picture = _converted(frame, frame.reformat, width, height, how, None)
         quarter_turns = round(frame.rotation / 90) % 4     # rotation is counter-clockwise, as np.rot90 is
         return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture

@@ -44,6 +44,7 @@ class Track:
         self.model, self.wanted = model, wanted
         self.every, self.longest_gap, self.second_size = every, longest_gap, second_size
         self.points: list[Points | None] = []        # of each frame, None where the face is missing
+        self.boxes: list[Box | None] = []            # around them
         self.faces: list[int] = []                   # of each frame: the how-manieth face that is followed
         self.others: list[bool] = []                 # of each frame: a second one was seen with it
         self.sharp: list[float] = []                 # of each frame: its sharpness, NaN where not measured
@@ -56,7 +57,9 @@ class Track:
         """Take the next frame."""
         index = len(self.points)
         look = index % self.every == 0
-        self.points.append(self._follow(frame))
+        points = self._follow(frame)
+        self.points.append(points)
+        self.boxes.append(None if points is None else self.model.box(points))
         self.faces.append(self.faces[-1] if self.faces else 0)
         self.others.append(False)
         self.sharp.append(math.nan)
@@ -65,12 +68,12 @@ class Track:
             self.last_look = frame
         if look or index == len(self.wanted) - 1:
             self._look(frame)
-        elif self._is_fast() and not self._is_near(frame, self.points[-1]):
+        elif self._is_fast() and not self._is_near(frame, self.boxes[-1]):
             self._refute()
         if self.points[-1] is None and (look or self._missing() <= self.longest_gap + 1):
             self._search(frame)
-        if (now := self.points[-1]) is not None:
-            self._box = self.model.box(now)
+        if self.boxes[-1] is not None:
+            self._box = self.boxes[-1]
         elif self._missing() > self.longest_gap:
             self._box = None
 
@@ -85,6 +88,11 @@ class Track:
         while count < min(len(self.points), self.longest_gap + 2) and self.points[-1 - count] is None:
             count += 1
         return count
+
+    def _put(self, points: Points | None) -> None:
+        """Replace the points of the last frame."""
+        self.points[-1] = points
+        self.boxes[-1] = None if points is None else self.model.box(points)
 
     def _follow(self, frame: Picture) -> Points | None:
         """Points found from where the face was one frame ago, if it was there."""
@@ -102,25 +110,23 @@ class Track:
         return self.model.landmarks(frame, moved) if boxes.apart(moved, box) > REFINE_BEYOND else points
 
     def _is_fast(self) -> bool:
-        points = self.points[-1]
-        if points is None or self._box is None:
+        box = self.boxes[-1]
+        if box is None or self._box is None:
             return False
-        box = self.model.box(points)
         return boxes.apart(box, self._box) > FAST or abs(boxes.side(box) / boxes.side(self._box) - 1) > FAST
 
     def _look(self, frame: Picture) -> None:
         """Ask the detector whether the face is where its points are, and whether it is alone."""
-        points = self.points[-1]
-        if points is None:
+        box = self.boxes[-1]
+        if box is None:
             return
-        box = self.model.box(points)
         seen = self._detect(frame, box)
         there = _same_face(seen, box) or _same_face(self._detect_near(frame, box), box)
         if there is None:
             self._refute()
             return
         if not self.model.follows and boxes.overlap(there.box, box) < GOOD:
-            self.points[-1] = self._refine(frame, there.box)
+            self._put(self._refine(frame, there.box))
         self.others[-1] = self.wanted[len(self.points) - 1] is None and self._is_accompanied(seen, box)
         self.sharp[-1] = sharpness(frame, box)
         self._unsure.clear()
@@ -136,10 +142,9 @@ class Track:
     def _refute(self) -> None:
         """The face is not where its points are, nor was it in the frames before, until one confirms it."""
         for back, earlier in enumerate(reversed(self._unsure), start=1):
-            followed = self.points[-back]
-            if back > 1 and followed is not None and self._is_near(earlier, followed):
+            if back > 1 and self._is_near(earlier, self.boxes[-back]):
                 break
-            self.points[-back] = None
+            self.points[-back] = self.boxes[-back] = None
         self.model.start()
 
     def _search(self, frame: Picture) -> None:
@@ -151,7 +156,7 @@ class Track:
         if self._box is None and any(points is not None for points in self.points):
             self.model.start()
             self.faces[-1] += 1
-        self.points[-1] = self._refine(frame, chosen.box)
+        self._put(self._refine(frame, chosen.box))
         self._unsure.clear()
 
     def _choose(self, seen: list[Detection]) -> Detection | None:
@@ -180,7 +185,10 @@ class Track:
             smallest = self.second_size * boxes.side(known)
             scale = min(scale, SEEN_FROM * self.model.smallest_px / smallest)
         if scale < 1:
-            size = (max(round(width * scale), 1), max(round(height * scale), 1))
+            if scale < 0.5:                          # averages of whole squares are several times as quick
+                step = min(int(1 / scale), height, width)
+                scale, frame = 1 / step, frame[:height // step * step, :width // step * step]
+            size = (max(round(frame.shape[1] * scale), 1), max(round(frame.shape[0] * scale), 1))
             frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
         return [Detection(boxes.scaled(d.box, 1 / scale), d.score) for d in self.model.detect(frame)]
 
@@ -197,12 +205,9 @@ class Track:
         found = self.model.detect(np.asarray(patch, np.uint8))
         return [Detection(boxes.shifted(boxes.scaled(d.box, 1 / scale), left, top), d.score) for d in found]
 
-    def _is_near(self, frame: Picture, points: Points | None) -> bool:
-        """Whether the detector sees a face where the points are."""
-        if points is None:
-            return False
-        box = self.model.box(points)
-        return _same_face(self._detect_near(frame, box), box) is not None
+    def _is_near(self, frame: Picture, box: Box | None) -> bool:
+        """Whether the detector sees the face in `box`."""
+        return box is not None and _same_face(self._detect_near(frame, box), box) is not None
 
 
 def _same_face(seen: list[Detection], box: Box) -> Detection | None:
