@@ -9,10 +9,8 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # name -> function that takes keyword arguments and returns {"figures": {name: number}, ...} or the figures
 BENCHES = {
-    "cameras": "pipelines.bench:cameras",
+    "cameras": "pipelines.benches.cameras:run",
     "help": "pipelines.bench:help_time",
     "identity": "pipelines.benches.identity:run",
     "landmarks": "pipelines.benches.landmarks:run",
@@ -114,31 +112,3 @@ def help_time(runs: int = 5) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - begun)
     return {"figures": {"help_s": min(seconds)}}
-
-
-def cameras(workflow: str = "workflow.yaml", root: str = "") -> dict[str, Any]:
-    """Mean absolute error of yaw, pitch and roll in degrees on the demo's clips, a constant removed per clip.
-
-    Makes the clips anew in a temporary folder, unless `root` names a store that has them.
-    """
-    from infra.storage import open_storage
-    from pipelines.ledger import Ledger
-    from pipelines.runner import prepare
-    from pipelines.workflow import load
-    from stages.sources.portraits import pose_errors
-
-    with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:
-        read = load(workflow, "demo")
-        read = replace(read, storage=read.storage.model_copy(update={"root": root or folder}))
-        step = next(step for step in read.steps if "cameras" in step.stage.writes)
-        prepare(read, until=step.name)
-        store = open_storage(read.storage.root)
-        ledger = Ledger(store)
-        refs = [ref for record in ledger.records(step.name).values() for ref in ledger.outputs(record)]
-        errors = [pose_errors(store, ledger.load(ref)) for ref in refs]
-    found = [error for error in errors if error is not None]
-    figures: dict[str, float] = {"clips": len(found)}
-    for name in ("yaw", "pitch", "roll"):
-        figures[f"{name}_deg_mean"] = sum(e[name] for e in found) / max(len(found), 1)
-        figures[f"{name}_deg_worst"] = max((e[name] for e in found), default=0.0)
-    return {"figures": figures}

@@ -126,7 +126,7 @@ class FitCameras(Stage):
 
     backend: str = "pnp"                     # or deep3d
     distance: str = "orig"                   # orig, cor, simplify: what is 2.7 away, see docs/cameras.md
-    sigma_s: float = 0.08                    # s, of that Gaussian
+    sigma_s: float = 0.04                    # s, of that Gaussian
     max_error: float = 0.03                  # crop sides: largest median error of reprojection
 
     name: ClassVar[str] = "FitCameras"

@@ -101,9 +101,13 @@ def recrop(five: ArrayLike, height: float, size: int) -> Array:
     points[..., 1] = height - 1 - points[..., 1]
     scale, origin = pos(points)
     origin[..., 1] = height - 1 - origin[..., 1]
-    zoom = RECROP_SCALE / scale * (size / RECROP_CENTRE)
-    linear = zoom[..., None, None] * np.eye(2)
-    shift = (size - 1) / 2 - zoom[..., None] * origin
+    drawn = (RECROP_SCALE / scale)[..., None]        # px of EG3D's second image per px of the first
+    # EG3D takes the index of a pixel for the place of its edge, half a pixel of the first image off, with y
+    # pointing up; and cuts at whole pixels, rounded down, on average half a pixel of the second one off.
+    middle = RECROP_CENTRE / 2 + 0.5 + drawn * (0.5, -0.5)
+    zoom = drawn * (size / RECROP_CENTRE)
+    linear = zoom[..., None] * np.eye(2)
+    shift = middle * (size / RECROP_CENTRE) - 0.5 - zoom * origin
     return np.concatenate([linear, shift[..., None]], axis=-1)
 
 
@@ -185,6 +189,7 @@ class AlignCrop(Stage):
     name: ClassVar[str] = "AlignCrop"
     reads: ClassVar[tuple[str, ...]] = ("smooth_landmarks", "frame_times_s", "fps", "width", "height")
     writes: ClassVar[tuple[str, ...]] = ("crop_transforms", "crop_size", "padded_fraction", "aligned")
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_not_negative(

@@ -1,5 +1,3 @@
-import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +13,10 @@ from stages.cameras import (
     euler_degrees,
 )
 from stages.clip import Clip
-from stages.crop import apply, crop_transforms, smooth_transforms
+from stages.crop import apply, crop_transforms
 from stages.face_model import LANDMARKS, RIGID
 from stages.pnp import fit_poses
-from stages.rotations import UPRIGHT, rotation_from_euler, smooth_rotations
-from stages.smooth import low_pass
+from stages.rotations import UPRIGHT, rotation_from_euler
 
 RANDOM = np.random.default_rng(0)
 SIZE = 512
@@ -108,36 +105,3 @@ def test_the_frontal_camera_is_the_canonical_one() -> None:
     camera = Camera.decode(encode(UPRIGHT[None], np.array([[0, 0, 2.7]])))
     np.testing.assert_allclose(camera.intrinsics[0], [[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1]], rtol=1e-6)
     assert RIGID.size == 31
-
-
-@pytest.mark.slow
-def test_angles_follow_deep3d_on_real_clips(shared_data: Path) -> None:
-    """Reference rows lag behind the video by a few frames, which only correlation tells."""
-    pytest.importorskip("dlib")
-    from stages.backends.dlib import DlibFaces
-    from stages.video import frame_times, read_frames
-
-    reference = np.load(shared_data / "reference" / "deep3d_coefficients.npz", allow_pickle=False)
-    with (shared_data / "manifest.csv").open(newline="") as file:
-        rows = {Path(row["file"]).stem: row for row in csv.DictReader(file)}
-    keys = [key for key in reference.files if key.endswith("/angle")]
-    angles = {key.split("/")[0]: np.rad2deg(reference[key]) for key in keys}
-    # dlib is a frontal model: clips whose head turns less than 20 degrees, but turns, and are long
-    fit = [name for name, a in angles.items() if len(a) > 500 and np.abs(a[:100, :2]).max() < 20][:2]
-    if not fit:
-        pytest.skip("no reference clip is near-frontal")
-    backend = DlibFaces()
-    for name in fit:
-        path, fps = shared_data / rows[name]["file"], float(rows[name]["fps"])
-        frames = list(read_frames(path, frame_times(path)[:100]))
-        seen = np.stack([backend.landmarks(f, backend.detect(f)[0].box) for f in frames])
-        points = low_pass(seen, 0.04, fps)
-        transforms = smooth_transforms(crop_transforms(points, SIZE), SIZE, fps, 0.04, 0.12)
-        rotations, positions, _ = fit_poses(apply(transforms, points)[:, RIGID], LANDMARKS[RIGID], SIZE)
-        yaw, pitch, _ = euler_degrees(encode(smooth_rotations(rotations, 0.08, fps), at_radius(positions)))
-        ours = np.stack([pitch, -yaw], axis=-1)  # Deep3D counts yaw the other way
-        errors = []
-        for lag in range(4):
-            difference = ours[lag:] - angles[name][: len(ours) - lag, :2]
-            errors.append(np.abs(difference - difference.mean(axis=0)).mean(axis=0).max())
-        assert min(errors) < 3, (name, errors)
