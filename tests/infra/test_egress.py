@@ -109,6 +109,11 @@ def test_the_servers_own_wish_is_honoured(clock):
     assert egress.throttled(900) == 900
 
 
+def test_the_servers_wish_goes_no_further_than_the_longest_pause(clock):
+    egress = Egress(requests_per_minute=0, pause_s=60, longest_pause_s=600, clock=clock)
+    assert egress.throttled(864_000) == 600
+
+
 def test_waiting_ends_with_a_clear_word_when_it_would_take_too_long(clock):
     egress = Egress(requests_per_minute=0, pause_s=600, clock=clock)
     egress.throttled()

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from stages import Clip, Drop, GroupStage, Rejected, Resources, Source, Stage, TryLater
+from stages import Barred, Clip, Drop, GroupStage, Rejected, Resources, Source, Stage, TryLater
+from stages.base import ACCESS, PACE
 
 
 def note(store, stage, unit):
@@ -172,3 +173,20 @@ class Write(GroupStage):
     def finish(self, store, clips):
         note(store, "finish", len(clips))
         store.write("out/all.txt", "".join(f"{clip.id} {clip.shard}\n" for clip in clips).encode())
+
+
+@dataclass
+class Guarded(Mark):
+    """Marks, but the units that are named only for those who have an account."""
+
+    guarded: tuple[str, ...] = ()
+    account: str = field(default="", metadata=ACCESS)
+    patience: float = field(default=1.0, metadata=PACE)
+    name: ClassVar[str] = "Guarded"
+    timeout_s: ClassVar[float] = 77.0
+
+    def process(self, clip):
+        if clip.id in self.guarded and not self.account:
+            note(self.store, "Asked", clip.id)
+            raise Barred("gated: members only")
+        yield from super().process(clip)

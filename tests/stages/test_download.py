@@ -58,8 +58,9 @@ def videos(tmp_path_factory):
 class Server(http.server.ThreadingHTTPServer):
     """Serves /<script>/<name>.<ext>; the script says what each request of that path gets, the last one stays.
 
-    ok · 429 … any status · short (half of the promised bytes) · slow (trickles) · stall (stops) · loop
-    (redirects to itself) · file (redirects to a file of this machine) · text (words instead of a video)
+    ok · 429 … any status · later (429 with Retry-After: 1) · short (half of the promised bytes) ·
+    slow (trickles) · stall (stops) · loop (redirects to itself) · file (redirects to a file of this
+    machine) · text (words instead of a video)
     """
 
     daemon_threads = True
@@ -96,6 +97,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if what == "text":
             words = b"these are words, and no video at all" * 50
             return self.answer(200, words, {"Content-Type": "video/mp4"})
+        if what == "later":
+            return self.answer(429, b"no", {"Retry-After": "1"})
         if what.isdigit():
             return self.answer(int(what), b"no")
         return self.video(what, path.rsplit(".", 1)[-1])
@@ -254,6 +257,30 @@ def test_a_throttled_worker_pauses_and_goes_on(server, stage, store, videos):
     clip = one(stage(pause_s=0.5), server.url("429-ok"))
     assert time.monotonic() - started >= 0.5
     assert store.read(clip.video.removeprefix("store:")) == videos["mp4"]
+
+
+def test_a_site_is_left_alone_for_as_long_as_it_asks(server, stage):
+    started = time.monotonic()
+    one(stage(pause_s=0.01), server.url("later-ok"))
+    assert 1.0 <= time.monotonic() - started < 8.0
+
+
+def test_all_turns_of_a_video_together_wait_no_longer_than_the_setting(server, stage):
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match="throttled"):
+        one(stage(attempts=9, pause_s=0.3, longest_pause_s=0.3, longest_wait_s=1.0), server.url("429"))
+    assert time.monotonic() - started < 8.0
+    assert len(server.requests) < 8
+
+
+def test_another_format_is_downloaded_anew(server, stage, store):
+    url = server.url("ok")
+    one(stage(), url)
+    asked = len(server.requests)
+    one(stage(), url)
+    assert len(server.requests) == asked
+    one(stage(format="best"), url)
+    assert len(server.requests) > asked
 
 
 def test_one_throttled_worker_makes_the_others_wait(server, stage):

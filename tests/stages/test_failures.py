@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from stages.failures import classify, scrub
+from stages.failures import classify, retry_after, scrub
 
 SAID = [
     ("ERROR: [youtube] x: Private video. Sign in if you've been granted access", "gone", "private"),
@@ -116,3 +116,22 @@ def test_messages_lose_secrets_queries_colours_and_paths():
     assert scrub(text, ["tokenX", ""], "/tmp/w") == (
         "cannot reach http://***@proxy:3128 for https://host/v.mp4?*** with *** in <work>/f.part"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [("7", 7, 7), (" 120 ", 120, 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("soon", None, None),
+     ("-5", None, None), ("", None, None)],
+)
+def test_the_wish_of_a_server_is_read_however_deep_it_lies(said, least, most):
+    class AnswerError(Exception):
+        response = type("Response", (), {"headers": {"Retry-After": said}})
+
+    outer = RuntimeError("HTTP Error 429")
+    outer.__cause__ = AnswerError()
+    wish = retry_after(outer)
+    assert wish is None if least is None else least <= wish <= most
+
+
+def test_who_says_nothing_wishes_nothing():
+    assert retry_after(RuntimeError("HTTP Error 429")) is None

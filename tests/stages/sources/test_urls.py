@@ -1,11 +1,13 @@
 """Lists of addresses: columns we know, columns we do not, rows and files that are broken."""
 
 import json
+import tracemalloc
 
 import pytest
 
 from stages.base import Drop
 from stages.sources.lists import box_at, refuse, source_id, span_clip, youtube_url
+from stages.sources.several import mark_duplicates
 from stages.sources.urls import Urls
 
 
@@ -137,3 +139,46 @@ def test_addresses_keep_their_ports_and_lose_their_fragments():
     assert source_id("http://Example.org:8080/a?b=c#t=3") == "http://example.org:8080/a?b=c"
     with pytest.raises(Drop):
         youtube_url("../../../etc")
+
+
+def test_a_spreadsheet_may_separate_by_semicolons_and_break_lines_inside_quotes(tmp_path):
+    rows = b'\xef\xbb\xbfurl;start;note\r\nhttps://example.org/v.mp4;1.5;"two\r\nlines; one cell"\r\n'
+    (clip,) = listed(tmp_path, rows)
+    (span,) = clip.listed["spans"]
+    assert (span["start_s"], span["row"]) == (1.5, {"note": "two\nlines; one cell"})
+
+
+def test_a_formula_is_text_and_as_an_address_it_is_refused(tmp_path):
+    formula = '=HYPERLINK(""http://example.org/"")'
+    good, bad = listed(tmp_path, f'url,note\n"{formula}",x\nhttps://example.org/v.mp4,"{formula}"\n')[::-1]
+    assert good.listed["spans"][0]["row"]["note"] == '=HYPERLINK("http://example.org/")'
+    assert bad.listed["error"] == "refused url"
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("utf-16", 1), ("latin-1", 3)])
+def test_another_encoding_is_one_line_with_its_cure(tmp_path, encoding, line):
+    text = "url,note\nhttps://example.org/a.mp4,x\nhttps://example.org/b.mp4,\u00e9\n"
+    with pytest.raises(ValueError, match=rf"list.csv:{line}: is not UTF-8 text; save the list as UTF-8"):
+        listed(tmp_path, text.encode(encoding))
+
+
+@pytest.mark.parametrize("tail", [b'https://example.org/c.mp4,"open', b"https://example.org/c.mp4,\xff"])
+def test_a_file_that_is_broken_further_down_is_refused_before_any_unit(tmp_path, tail):
+    path = tmp_path / "list.csv"
+    path.write_bytes(b"url,note\nnowhere,x\nhttps://example.org/a.mp4,x\n" + tail)
+    with pytest.raises(ValueError, match=r"list\.csv:4"):
+        next(Urls(str(path)).clips(None))
+
+
+def test_a_long_list_takes_little_memory(tmp_path):
+    count = 20_000
+    row = "https://www.youtube.com/watch?v={:011d},{},{},\"0.25,0.1,0.75,0.9\",anna,CC-BY 4.0,green\n"
+    text = "url,start,end,box,identity,licence,colour\n"
+    path = tmp_path / "list.csv"
+    path.write_text(text + "".join(row.format(n // 10, n % 10 * 9, n % 10 * 9 + 5) for n in range(count)))
+    tracemalloc.start()
+    units = sum(1 for _ in mark_duplicates(Urls(str(path)).clips(None)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert units == count / 10
+    assert peak / count < 1500                           # bytes of a row: a million rows in 1.5 GB at most
