@@ -27,6 +27,8 @@ from stages.sources.official import camera_file
 
 MOST_CAMERA_BYTES = 1 << 26
 MOST_FRAMES = 10_000
+NEAR_S = 1e-3                    # a frame's time may be rounded by so much
+FOUND = ("landmarks", "mesh", "smooth_landmarks", "smooth_mesh", "face_boxes")     # by stages before
 MOST_NUMBER = 1e4                # of a camera: squares of larger ones mean nothing
 
 
@@ -35,13 +37,15 @@ class TakeAligned(Stage):
     """Take a video that is the training square, and the cameras beside it, as they are.
 
     Row i of the cameras belongs to frame i, whatever its name, as in the authors' reader. Where one has a few
-    more than the other, the rest is cut off. Frames are resampled to `fps` together with their cameras. The
-    landmarks are those of an average face, where the cameras see it: a few px off; `FollowFace` after this
-    stage finds the real ones.
+    more than the other, the rest is cut off.
+
+    In the place of `AlignCrop` and `FitCameras` it takes the frames that stages before it chose, with their
+    landmarks. As the first stage it takes the whole video at `fps`, with the landmarks of an average face
+    where the cameras see it, a few px off.
     """
 
     size: int = 512                          # px, side of the square; larger videos are made smaller
-    fps: float = 25.0
+    fps: float = 25.0                        # of videos that no stage has cut
     quality: int = 95                        # of the JPEG files, 4:4:4
     minimum_frames: int = 17
     maximum_unmatched: int = 2               # frames without a camera, or cameras without a frame
@@ -78,17 +82,23 @@ class TakeAligned(Stage):
             counts = {"frames": len(times_s), "cameras": len(cameras)}
             if abs(len(times_s) - len(cameras)) > self.maximum_unmatched:
                 raise Drop("cameras do not fit", f"{len(times_s)} frames, {len(cameras)} cameras")
-            chosen = self._sample(times_s[:len(cameras)])
+            chosen = self._chosen(clip, times_s)
+            chosen = chosen[chosen < len(cameras)]           # what is cut off is at the end
+            if len(chosen) < self.minimum_frames:
+                raise Drop("too short", f"{len(chosen)} frames, {self.minimum_frames} are needed")
             key = f"aligned/{clip.id}-{self._digest(clip)}.tar"
             self._pack(key, Path(folder), chosen)
         yield clip.copy(
-            fps=self.fps, width=side, height=side, frame_times_s=times_s[chosen], crop_size=self.size,
-            padded_fraction=0.0, aligned=key, cameras=cameras[chosen],
-            **self._places(cameras[chosen], side), extra={**clip.extra, "aligned": counts},
+            fps=clip.fps or self.fps, width=side, height=side, frame_times_s=times_s[chosen],
+            crop_size=self.size, padded_fraction=0.0, aligned=key, cameras=cameras[chosen],
+            **self._places(clip, cameras[chosen], side), extra={**clip.extra, "aligned": counts},
         )
 
     def _decode(self, clip: Clip, folder: Path) -> tuple[int, NDArray[np.float64]]:
-        """Write every frame as a JPEG file of its number. Returns (side of the video in px, times in s)."""
+        """Write the frames of the clip as JPEG files, each named by its number in the video.
+
+        Returns (side of the video in px, times in s of all its frames).
+        """
         import cv2
 
         from stages import video
@@ -97,17 +107,22 @@ class TakeAligned(Stage):
         how += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         side = 0
         times_s: list[float] = []
+        first, last = (-math.inf, math.inf)
+        if clip.is_cut:
+            first, last = clip.need("frame_times_s")[[0, -1]] + (-NEAR_S, NEAR_S)
         with video.resolve(self._store, clip.video) as path:
             for time_s, frame in video.read_all(path):
                 height, side = frame.shape[:2]
                 self._check(side, height, len(times_s))
-                if side != self.size:
-                    small = cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_AREA)
-                    frame = np.asarray(small, np.uint8)
-                done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), how)
-                assert done, "a picture in memory can be encoded"
-                Path(folder, f"{len(times_s)}.jpg").write_bytes(data.tobytes())
                 times_s.append(time_s)
+                if not first <= time_s <= last:
+                    continue
+                picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+                if side != self.size:
+                    picture = cv2.resize(picture, (self.size, self.size), interpolation=cv2.INTER_AREA)
+                done, data = cv2.imencode(".jpg", picture, how)
+                assert done, "a picture in memory can be encoded"
+                Path(folder, f"{len(times_s) - 1}.jpg").write_bytes(data.tobytes())
         return side, np.array(times_s, np.float64)
 
     def _check(self, width: int, height: int, count: int) -> None:
@@ -118,20 +133,17 @@ class TakeAligned(Stage):
         if count >= MOST_FRAMES:
             raise Drop("too long", f"more than {MOST_FRAMES:,} frames")
 
-    def _sample(self, times_s: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Indices of the frames nearest to every 1 / fps seconds."""
-        if len(times_s) < self.minimum_frames:
+    def _chosen(self, clip: Clip, times_s: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Indices of the frames of the clip; of a whole video, those nearest to every 1 / fps seconds."""
+        if len(times_s) < 2:
             raise Drop("too short", f"{len(times_s)} frames, {self.minimum_frames} are needed")
+        if clip.is_cut:
+            return nearest(times_s, clip.need("frame_times_s"))
         step = float(np.median(np.diff(times_s)))
         if step > 1.25 / self.fps:
             raise Drop("low frame rate", f"{1 / step:.2f} frames per second, {self.fps:g} are wanted")
         count = math.floor((times_s[-1] + step - times_s[0]) * self.fps + 1e-6)
-        wanted = times_s[0] + np.arange(count) / self.fps
-        after = np.clip(np.searchsorted(times_s, wanted), 1, len(times_s) - 1)
-        nearest = after - (wanted - times_s[after - 1] <= times_s[after] - wanted)
-        if count < self.minimum_frames:
-            raise Drop("too short", f"{count} frames at {self.fps:g} per second")
-        return np.asarray(nearest, np.intp)
+        return nearest(times_s, times_s[0] + np.arange(count) / self.fps)
 
     def _digest(self, clip: Clip) -> str:
         text = clip.digest() + json.dumps([self.version, asdict(self)], sort_keys=True)
@@ -147,16 +159,25 @@ class TakeAligned(Stage):
                 tar.addfile(member, io.BytesIO(data))
         self._store.upload(key, local)
 
-    def _places(self, cameras: NDArray[np.float32], side: int) -> dict[str, Any]:
+    def _places(self, clip: Clip, cameras: NDArray[np.float32], side: int) -> dict[str, Any]:
         """Where things are in the video, which is the source now; the crop is all of it."""
         scale = self.size / side
         transform = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])
+        transforms = {"crop_transforms": np.repeat(transform[None], len(cameras), axis=0)}
+        if clip.landmarks is not None:
+            known = {name: getattr(clip, name) for name in FOUND}
+            return transforms | {k: v[:len(cameras)] for k, v in known.items() if v is not None}
         points = mean_face(cameras, side)
-        return {
-            "crop_transforms": np.repeat(transform[None], len(cameras), axis=0),
+        return transforms | {
             "landmarks": points, "landmark_backend": "stages.aligned:mean_face",
             "face_boxes": np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1),
         }
+
+
+def nearest(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Of each wanted time the index of the nearest of two or more ascending times; of equals the first."""
+    after = np.clip(np.searchsorted(times_s, wanted_s), 1, len(times_s) - 1)
+    return np.asarray(after - (wanted_s - times_s[after - 1] <= times_s[after] - wanted_s), np.intp)
 
 
 def read_cameras(path: Path, tolerance: float) -> NDArray[np.float32]:

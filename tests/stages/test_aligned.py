@@ -106,6 +106,30 @@ def test_a_larger_video_is_made_smaller_and_places_are_in_its_pixels(tmp_path: P
     np.testing.assert_allclose(in_crop.swapaxes(1, 2), mean_face(clip.cameras, SIZE), atol=1e-3)
 
 
+def test_frames_that_stages_before_chose_keep_their_cameras_and_landmarks(tmp_path: Path, store) -> None:
+    unit = make(tmp_path / "v", 30)
+    points = np.random.default_rng(0).random((18, 68, 2), np.float32)
+    part = unit.copy(
+        id="a_7", fps=25.0, frame_times_s=np.arange(7, 25) / 25, landmarks=points,
+        landmark_backend="some:Model", face_boxes=points[:, :2].reshape(18, 4),
+    )
+    clip = take(store, part)
+    assert (clip.id, clip.frame_count, clip.landmark_backend) == ("a_7", 18, "some:Model")
+    np.testing.assert_array_equal(clip.cameras, np.float32(cameras(30)[7:25]))
+    np.testing.assert_array_equal(clip.landmarks, points)
+    for index, frame in enumerate(shown(store, clip)):
+        assert np.abs(frame.astype(int) - picture(index + 7)).mean() < 2
+
+
+def test_a_part_at_the_end_loses_the_frames_without_a_camera(tmp_path: Path, store) -> None:
+    points = np.zeros((20, 68, 2), np.float32)
+    part = make(tmp_path / "v", 30, 28).copy(fps=25.0, frame_times_s=np.arange(10, 30) / 25, landmarks=points)
+    clip = take(store, part)
+    np.testing.assert_array_equal(clip.cameras, np.float32(cameras(30)[10:28]))
+    assert len(clip.landmarks) == len(clip.crop_transforms) == clip.frame_count == 18
+    assert len(shown(store, clip)) == 18
+
+
 def test_equal_input_gives_equal_bytes_under_an_equal_name(tmp_path: Path, store) -> None:
     unit = make(tmp_path / "v")
     one, two = take(store, unit), take(store, unit)
