@@ -266,6 +266,12 @@ class _Builder:
                     raise entry.error(
                         f"stages.{step.name}: reads {name!r}, which nothing before it writes; {cure}"
                     )
+            if "frame_times_s" in step.stage.writes and "aligned" in written:
+                first = next(other.name for other in steps if "aligned" in other.stage.writes)
+                raise entry.error(
+                    f"stages.{step.name}: divides clips, but {first!r} has written their frames by then; "
+                    f"put it before {first!r}"
+                )
             written.update(step.stage.writes)
 
     def _check_train(self, train: TrainSettings, steps: list[Step]) -> None:

@@ -44,7 +44,9 @@ class FollowFace(Stage):
 
     name: ClassVar[str] = "FollowFace"
     reads: ClassVar[tuple[str, ...]] = ("video", "fps", "width", "height", "frame_times_s")
-    writes: ClassVar[tuple[str, ...]] = ("face_boxes", "landmarks", "mesh", "landmark_backend")
+    writes: ClassVar[tuple[str, ...]] = (
+        "frame_times_s", "face_boxes", "landmarks", "mesh", "landmark_backend",
+    )
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:

@@ -288,6 +288,13 @@ def test_the_workflows_of_the_manual_are_sound(tmp_path: Path) -> None:
         assert (len(names), names.index("TakeAligned")) == ((2, 0), (7, 2))[number]
 
 
+def test_what_divides_clips_is_refused_after_their_frames_are_written(tmp_path: Path) -> None:
+    taken, written = ALIGNED.splitlines(keepends=True)
+    stages = f'{taken}- {{use: "stages.faces:FollowFace"}}\n{written}'
+    with pytest.raises(ValueError, match=r"stages\.FollowFace: .*put it before 'TakeAligned'"):
+        workflow(tmp_path / "wrong", official(tmp_path), stages)
+
+
 def test_a_lower_rate_factor_is_better_and_larger(made, tmp_path: Path) -> None:
     sizes, losses = [], []
     sample = dataset_of(made).samples[0]
