@@ -22,12 +22,15 @@ class Failure:
     reason: str
 
 
+NO_FORMAT = "the format setting fits no format"
+
 # In order, on text in small letters with straight apostrophes; the first that is found decides.
 SIGNS: tuple[tuple[str, Kind, str], ...] = (
     (r"no space left|disk quota exceeded", "ours", "the disk is full"),
-    (r"unable to open for writing|unable to create directory|permission denied", "ours", "cannot write"),
+    # Not by words: a server may say "permission denied" as well.
+    (r"unable to open for writing|unable to create directory|\[errno (13|30)\]", "ours", "cannot write"),
     (r"unable to write data", "ours", "cannot write"),
-    (r"requested format is not available", "ours", "the format setting fits no format"),
+    (r"requested format is not available", "ours", NO_FORMAT),
     (r"ffmpeg (is not installed|could not be found)|ffmpeg not found", "ours",
      "ffmpeg is missing; pip install imageio-ffmpeg"),
     (r"no supported javascript runtime|yt-dlp-ejs.*(missing|not (installed|found))", "ours",
@@ -36,24 +39,29 @@ SIGNS: tuple[tuple[str, Kind, str], ...] = (
     (r"netscape format cookies|cookies? file|failed to load cookies", "ours",
      "the cookies file cannot be read"),
     (r"http error 429|too many requests", "throttled", "throttled: 429"),
-    (r"not a bot", "throttled", "throttled: bot check"),
+    (r"not a bot|captcha", "throttled", "throttled: bot check"),
+    (r"\bip (address )?is (likely being |currently )?blocked", "throttled", "throttled: address blocked"),
     (r"content isn't available, try again later|rate-limited by youtube", "throttled",
      "throttled: session limited"),
     (r"http error 451|in your country|from your location|geo.?restrict", "regional",
      "regional: not available here"),
     (r"confirm your age|age.restricted|inappropriate for some users", "gated", "gated: age check"),
     (r"members.only|join this channel|members on level", "gated", "gated: members only"),
-    (r"premieres in|premiere will begin|live event will begin|not currently live", "gated",
-     "gated: not shown yet"),
-    (r"http error 40[12]|requires payment|purchase|login required|account.{0,20}required|registered users",
-     "gated", "gated: login or payment"),
+    (r"premieres in|premiere will begin|live event will begin|not currently live|not (yet )?started|"
+     r"not available yet", "gated", "gated: not shown yet"),
+    (r"http error 40[12]|requires payment|purchase|login required|account.{0,20}required|registered users|"
+     r"premium members|subscri(be to|ption)|video is paid|password.protected|video password", "gated",
+     "gated: login or payment"),
+    (r"\bdrm\b", "gone", "gone: DRM"),
     (r"private video|video is private", "gone", "gone: private"),
     (r"account.{0,60}terminated|account has been (closed|suspended)", "gone", "gone: account terminated"),
     (r"copyright", "gone", "gone: copyright claim"),
-    (r"has been removed|been deleted|removed by the (uploader|user)|no longer available", "gone",
+    (r"has been removed|(been|was) deleted|removed by the (uploader|user)|no longer available", "gone",
      "gone: removed"),
-    (r"video unavailable|video is (unavailable|not available)|video does not exist", "gone",
+    (r"video unavailable|(video|recording) is (unavailable|not available)|video .{0,40}does not exist|"
+     r"(livestream|live stream|live event|broadcast) has ended|playback on other websites", "gone",
      "gone: unavailable"),
+    (r"(sign|log|logged) ?in\b", "gated", "gated: login or payment"),
     (r"http error 4(04|10)", "gone", "gone: not found"),
     (r"redirect loop|too many redirects|infinite loop", "gone", "gone: redirects in a circle"),
     (r"unsupported url|no suitable extractor|is not a valid url", "gone", "gone: no video at this address"),

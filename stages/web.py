@@ -23,7 +23,7 @@ from infra.storage import Storage, StorageError
 from stages import ytdlp
 from stages.base import ACCESS, PACE, Barred, Drop, Rejected, Stage, TryLater
 from stages.clip import Clip
-from stages.failures import Failure, classify, retry_after, scrub
+from stages.failures import NO_FORMAT, Failure, classify, retry_after, scrub
 from stages.sources import lists
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class WebStage(Stage):
         except ImportError:
             raise ValueError("yt-dlp is not installed; pip install 'yt-dlp[default]'") from None
         self._store = store
+        self._came = False                           # whether anything has, with these settings
         cookies = Path(self.cookies).expanduser() if self.cookies else None
         if cookies is not None and not cookies.is_file():
             raise ValueError(f"cookies: {self.cookies} is no file; export one in Netscape's format")
@@ -182,8 +183,11 @@ class WebStage(Stage):
                     raise
                 failure, detail = classify(error), scrub(str(error), self._secrets, str(self._work))
                 wish = retry_after(error)
+                if failure.reason == NO_FORMAT and ytdlp.YOUTUBE.match(url) and (why := ytdlp.javascript()):
+                    failure = Failure("ours", f"YouTube gives no format without it: {why}")
             else:
                 self._gate.succeeded()
+                self._came = True
                 return result
             log.info("%s: attempt %d: %s (%s)", scrub(url, self._secrets), attempt, failure.reason, detail)
             self._react(failure, detail, attempt, wish)
@@ -200,6 +204,8 @@ class WebStage(Stage):
 
         `wish`: for how many seconds the server asked us to stay away.
         """
+        if failure.reason == NO_FORMAT and self._came:
+            raise Drop("no such format", detail)     # the setting fits others: it is the video's fault
         if failure.kind == "ours":
             raise StorageError(f"stage {self.name}: {failure.reason} ({detail})")
         if failure.kind == "throttled":

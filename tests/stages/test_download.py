@@ -520,6 +520,14 @@ def test_a_format_that_no_video_has_stops_the_run(server, stage):
         one(stage(format="no-such-format"), server.url("ok"))
 
 
+def test_a_video_without_the_format_that_others_have_is_rejected(server, stage):
+    download = stage(format="b[ext=mp4]")
+    one(download, server.url("ok"))
+    with pytest.raises(Drop, match="no such format") as caught:
+        one(download, server.url("ok", "v.webm"))
+    assert not isinstance(caught.value, Unreachable)
+
+
 def test_the_missing_javascript_runtime_is_explained_once(stage, caplog, monkeypatch):
     from stages import web
 
