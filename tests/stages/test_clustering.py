@@ -38,7 +38,11 @@ def test_clusters_are_those_of_plain_average_linkage(count, centres, dimensions,
     vectors = people(count, centres, dimensions, noise, seed)
     tree = linkage(pdist(vectors.astype(np.float64), "cosine"), "average")
     assume(np.abs(tree[:, 2] - (1 - least)).min() > 1e-4)    # else rounding decides
-    assert same_partition(average_linkage(vectors, least), fcluster(tree, 1 - least, "distance"))
+    plain = fcluster(tree, 1 - least, "distance")
+    with pytest.MonkeyPatch.context() as patch:
+        for most_edges in (clustering.MOST_EDGES, -1):       # along the graph, and in whole components
+            patch.setattr(clustering, "MOST_EDGES", most_edges)
+            assert same_partition(average_linkage(vectors, least), plain)
 
 
 @settings(max_examples=50, deadline=None)
@@ -50,13 +54,15 @@ def test_components_are_closed_under_linkage(count, least, seed):
     assert all(len(set(inside[clusters == n].tolist())) == 1 for n in set(clusters.tolist()))
 
 
+@pytest.mark.parametrize("most_edges", [10**7, 1000])
 @pytest.mark.parametrize(("count", "centres", "least"), [(2000, 700, 0.45), (1500, 1, 0.68)])
-def test_blocks_meet(count, centres, least, monkeypatch):
+def test_blocks_meet(count, centres, least, most_edges, monkeypatch):
     """Several blocks of rows and columns, and edges that are joined many times, against scikit-learn."""
     cluster = pytest.importorskip("sklearn.cluster")
     monkeypatch.setattr(clustering, "ROWS", 128)
     monkeypatch.setattr(clustering, "COLUMNS", 300)
     monkeypatch.setattr(clustering, "WAITING_EDGES", 500)
+    monkeypatch.setattr(clustering, "MOST_EDGES", most_edges)
     vectors = people(count, centres, 32, 0.7, 1)
     reference = cluster.AgglomerativeClustering(
         n_clusters=None, metric="cosine", linkage="average", distance_threshold=1 - least
@@ -80,12 +86,13 @@ def test_one_person_of_many_clips_needs_no_matrix():
     """5,000 clips in one component: a matrix of their distances alone would be 200 MB."""
     code = (
         "import resource, numpy as np\n"
-        "from stages.clustering import average_linkage\n"
+        "from stages import clustering\n"
+        "clustering.MOST_EDGES = 10**6\n"
         "import scipy.sparse.csgraph\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "vectors = np.random.default_rng(0).normal(size=(5000, 16)) + 2\n"
         "vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)\n"
-        "found = average_linkage(vectors.astype(np.float32), 0.3)\n"
+        "found = clustering.average_linkage(vectors.astype(np.float32), 0.3)\n"
         "print(found.max(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
