@@ -20,11 +20,13 @@ from stages.backends import Box, Detection
 from stages.backends.yunet import YuNet
 
 # iBUG's 68 among the 478, chosen by eye. The jaw is another curve: iBUG's follows the outline of the picture,
-# this one stays on the head.
+# this one stays on the head. The outer corners of the eyes (130, 359) are one ring outside the mesh's own
+# (33, 263), where annotators put them: measured on 29 people, crops by these points are 0.7 % smaller than by
+# dlib's, by the others 1.0 % larger.
 POINTS_68 = np.array([
     127, 234, 93, 132, 58, 136, 150, 176, 152, 400, 379, 365, 288, 361, 323, 454, 356,
     70, 63, 105, 66, 107, 336, 296, 334, 293, 300, 168, 197, 5, 4, 75, 97, 2, 326, 305,
-    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    130, 160, 158, 133, 153, 144, 362, 385, 387, 359, 373, 380,
     61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
 ])  # fmt: skip
 # Points that keep their place on the skull when a face speaks.
