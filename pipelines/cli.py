@@ -139,6 +139,17 @@ def status(workflow: Any) -> Answer:
     return workflow_status(workflow)
 
 
+@main.command(epilog="Example: pv3d takedown --set policy.takedown=takedown.txt --dry-run")
+@takes_workflow
+@click.option("--dry-run", is_flag=True, help="Tell what would be removed; change nothing.")
+@answers
+def takedown(workflow: Any, dry_run: bool) -> Answer:
+    """Remove what the list of policy.takedown means: clips, shards, frames, downloads and records."""
+    from pipelines.takedown import takedown as remove
+
+    return remove(workflow, dry_run=dry_run)
+
+
 @main.command(epilog="Example: pv3d report --profile demo")
 @takes_workflow
 @answers

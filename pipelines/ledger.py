@@ -164,24 +164,12 @@ class Ledger:
 
     def _segment(self, key: str, present: set[str]) -> list[Record]:
         try:
-            head, _, body = self.store.read(key).partition(b"\n")
-            header = json.loads(head)
-            if header["schema"] != SCHEMA:
-                log.warning("ledger: %s is of another version; its units are done again", key)
-                return []
-            lines = body.splitlines()
-            sound = len(lines) == header["rows"] and hashlib.sha256(body).hexdigest() == header["sha256"]
-            if not sound or key.removesuffix("jsonl") + "npz" not in present:
-                raise ValueError("checksum or arrays")
-            records = [_parse(line, key) for line in lines]
+            if key.removesuffix("jsonl") + "npz" not in present:
+                raise ValueError("no arrays")
+            return read_segment(self.store, key)
         except (ValueError, KeyError, TypeError) as error:
             log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
             return []
-        row = 0
-        for record in records:
-            record.row = row
-            row += len(record.outputs)
-        return records
 
     def outputs(self, record: Record) -> list[Ref]:
         """The clips that came out of a unit and go on."""
@@ -256,14 +244,7 @@ class Ledger:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         segment = f"ledger/{stage}/{stamp}-{next(self._numbers):06d}-{os.urandom(3).hex()}.jsonl"
         clips = [ref.clip for _, refs in batch for ref in refs if ref.clip is not None]
-        arrays = encode_clips(clips)
-        body = "".join(_line(record) for record, _ in batch).encode()
-        header = {
-            "schema": SCHEMA, "stage": stage, "rows": len(batch), "sha256": hashlib.sha256(body).hexdigest(),
-            "arrays_bytes": len(arrays), "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
-        }  # fmt: skip
-        self.store.write(segment.removesuffix("jsonl") + "npz", arrays)
-        self.store.write(segment, json.dumps(header).encode() + b"\n" + body)
+        write_segment(self.store, segment, [record for record, _ in batch], clips)
         row = 0
         for record, refs in batch:
             record.segment, record.row = segment, row
@@ -285,6 +266,37 @@ class Ledger:
     def finish(self, stage: str, digest: str) -> None:
         """Note what a group stage was finished with."""
         self.store.write(f"ledger/{stage}/finished.json", json.dumps({"digest": digest}).encode())
+
+
+def read_segment(store: Storage, key: str) -> list[Record]:
+    """The records of a segment, none of one of another version. Raises ValueError, KeyError or TypeError."""
+    head, _, body = store.read(key).partition(b"\n")
+    header = json.loads(head)
+    if header["schema"] != SCHEMA:
+        log.warning("ledger: %s is of another version; its units are done again", key)
+        return []
+    lines = body.splitlines()
+    if len(lines) != header["rows"] or hashlib.sha256(body).hexdigest() != header["sha256"]:
+        raise ValueError("checksum")
+    records = [_parse(line, key) for line in lines]
+    row = 0
+    for record in records:
+        record.row = row
+        row += len(record.outputs)
+    return records
+
+
+def write_segment(store: Storage, key: str, records: Sequence[Record], clips: Sequence[Clip]) -> None:
+    """Records with the clips of all their outputs, in order; the last write commits them."""
+    arrays = encode_clips(clips)
+    body = "".join(_line(record) for record in records).encode()
+    header = {
+        "schema": SCHEMA, "stage": key.split("/")[1], "rows": len(records),
+        "sha256": hashlib.sha256(body).hexdigest(), "arrays_bytes": len(arrays),
+        "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
+    }  # fmt: skip
+    store.write(key.removesuffix("jsonl") + "npz", arrays)
+    store.write(key, json.dumps(header).encode() + b"\n" + body)
 
 
 def members_digest(refs: Sequence[Ref]) -> str:

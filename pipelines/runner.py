@@ -90,6 +90,9 @@ def prepare(
     """
     store = workflow.store()
     store.check_writable()
+    from pipelines import takedown
+
+    takedown.sweep_if_due(workflow, store)
     steps = steps_until(workflow, until)
     ledger = Ledger(store)
 
@@ -104,11 +107,15 @@ def prepare(
         while True:
             run = _Run(workflow, steps, store, ledger, start, progress)
             try:
-                return run.all()
+                prepared = run.all()
+                break
             except LostSegmentError:
                 continue  # its records are dropped: plan again
             finally:
                 run.close()
+    if prepared.taken_down:
+        takedown.sweep(workflow, store)
+    return prepared
 
 
 def steps_until(workflow: Workflow, until: str | None) -> tuple[Step, ...]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from infra import checkpoints
 from infra.storage import StorageError
 from pipelines.checkpoints import LATEST, run_id
+from pipelines.policy import Policy
 from pipelines.progress import Progress
 from pipelines.train_job import Job, check_batch, check_dataset
 
@@ -169,6 +170,7 @@ def plan(workflow: Workflow) -> Job:
     from stages.shards import open_dataset
 
     dataset = open_dataset(workflow.store())
+    Policy(workflow, workflow.store()).check_dataset(dataset)
     job = Job(workflow.storage, workflow.train, dataset.version)
     check_dataset(dataset, job.variant)
     check_batch(job.variant, job.settings.workers)

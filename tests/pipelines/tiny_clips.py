@@ -28,7 +28,8 @@ def jpeg(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def clip_in(store: FolderStorage, clip_id: str, frames: int = 5, **changes: object) -> Clip:
+def tar_of(clip_id: str, frames: int) -> bytes:
+    """Aligned frames, as `AlignCrop` keeps them."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for index in range(frames):
@@ -36,7 +37,11 @@ def clip_in(store: FolderStorage, clip_id: str, frames: int = 5, **changes: obje
             data = jpeg(picture(clip_id, index))
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    store.write(f"aligned/{clip_id}.tar", buffer.getvalue())
+    return buffer.getvalue()
+
+
+def clip_in(store: FolderStorage, clip_id: str, frames: int = 5, **changes: object) -> Clip:
+    store.write(f"aligned/{clip_id}.tar", tar_of(clip_id, frames))
     random = np.random.default_rng(len(clip_id))
     clip = Clip(
         id=clip_id, source=f"{clip_id}.mp4", video=f"/private/{clip_id}.mp4", fingerprint="12:34", fps=25.0,

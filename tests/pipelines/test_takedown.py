@@ -1,0 +1,379 @@
+"""What a takedown list means is processed no further, and is removed from all that was made before."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2")
+
+from tiny_people import ID
+
+from infra.storage import FolderStorage
+from pipelines import forget, takedown
+from pipelines.ledger import Ledger
+from pipelines.policy import Policy
+from pipelines.runner import prepare
+from pipelines.status import survey
+from pipelines.workflow import load
+from stages.dataset import open_dataset
+from stages.takedown import hash_of
+
+WORKFLOW = """\
+storage: {{root: {root}}}
+source: {{use: "tiny_people:People"}}
+stages:
+  - use: tiny_people:Fetch
+  - use: tiny_people:Cut
+  - use: tiny_people:Frames
+  - use: tiny_people:Two
+  - {{use: "stages.shards:WriteShards", buckets: 4}}
+train: {{variant: "model.config:tiny"}}
+"""
+
+
+class People:
+    """The workflow of tiny people in a folder of its own, with a takedown list."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.root, self.path, self.list = folder / "store", folder / "workflow.yaml", folder / "list.txt"
+        self.path.write_text(WORKFLOW.format(root=self.root))
+        self.list.write_text("# nobody\n")
+        self.store = FolderStorage(self.root)
+
+    def name(self, *entries: str) -> None:
+        self.list.write_text("".join(f"{entry}\n" for entry in entries))
+
+    def load(self, *changes: str):
+        return load(self.path, None, (f"policy.takedown={self.list}", *changes))
+
+    def run(self, *changes: str):
+        return prepare(self.load(*changes), in_process=True)
+
+    def take_down(self) -> dict[str, Any]:
+        return takedown.takedown(self.load())[0]
+
+    def calls(self) -> list[str]:
+        log = self.root / "calls.log"
+        lines = sorted(log.read_text().splitlines()) if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    def clips(self) -> set[str]:
+        return {sample.clip_id for sample in open_dataset(self.store).samples}
+
+    def identities(self) -> set[str]:
+        return {sample.identity for sample in open_dataset(self.store).samples}
+
+    def contents(self, *folders: str) -> dict[str, bytes]:
+        return {key: self.store.read(key) for folder in folders for key in self.store.list(folder)}
+
+    def reasons(self) -> dict[str, str]:
+        return {u.clip or u.source: u.reason for u in survey(self.load()).units if u.state != "ok"}
+
+    def state(self) -> dict[str, Any]:
+        """All that a run leaves, but times: files as they are, records by what they say."""
+        files = self.contents("shards", "manifest", "dataset", "aligned", "videos", "takedown")
+        files = {key: re.sub(rb'"when": "[^"]*"', b"", data) for key, data in files.items()}
+        records = {}
+        for step in self.load().steps:
+            for unit, record in Ledger(self.store).records(step.name).items():
+                plain = replace(record, segment="", row=0, seconds=0.0)
+                records[step.name, unit] = str(plain)
+        return {**files, "records": records}
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> People:
+    return People(tmp_path / "people")
+
+
+def traces(store: FolderStorage, *words: str) -> list[str]:
+    """Files of the store that hold one of the words, but for the notes of the tiny stages."""
+    found = []
+    for key in store.list():
+        data = store.read(key)
+        if key.endswith(".npz"):
+            data += b"".join(np.load(store.path(key))["values"].tobytes() for _ in (0,))
+        if key != "calls.log" and any(word.encode() in data or word in key for word in words):
+            found.append(key)
+    return found
+
+
+@pytest.mark.parametrize("entry", [f"video:{ID.format(2)}", f"https://youtu.be/{ID.format(2)}", ID.format(2)])
+def test_a_listed_video_is_not_touched(people: People, entry: str) -> None:
+    people.name(entry)
+    assert people.run().kept == 6
+    assert not [line for line in people.calls() if ID.format(2) in line]
+    assert people.reasons()[f"https://www.youtube.com/watch?v={ID.format(2)}"] == "taken down"
+    assert traces(people.store, ID.format(2)) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "gone"),
+    [
+        (f"video:{ID.format(2)}", {2}),
+        ("identity:p1", {2, 3}),
+        (f"clip:people-{ID.format(2)}", {2}),
+    ],
+)
+@pytest.mark.parametrize("by_run", [True, False])
+def test_what_is_sharded_is_removed_and_only_its_shards_are_rewritten(
+    people: People, entry: str, gone: set[int], by_run: bool
+) -> None:
+    people.run()
+    before, old = people.contents("shards", "manifest"), open_dataset(people.store)
+    people.calls()
+    affected = {s.tar for s in old.samples if any(ID.format(n) in s.clip_id for n in gone)}
+    people.name(entry)
+    if by_run:
+        people.run()
+        assert not [line for line in people.calls() if line.split()[0] in ("Fetch", "Cut", "Frames")]
+    else:
+        answer = people.take_down()
+        stems = {tar.removeprefix("shards/").removesuffix(".tar") for tar in affected}
+        assert set(answer["shards"]) == {f"manifest/{stem}.json" for stem in stems}
+    after = people.contents("shards")
+    if not by_run or gone == {2, 3}:         # else a run gives the places of 2 to clips of 3
+        tars = {key: data for key, data in before.items() if key.endswith(".tar") and key not in affected}
+        assert tars.items() <= after.items()
+    assert not affected & set(after)
+    kept = {s.clip_id for s in old.samples if not any(ID.format(n) in s.clip_id for n in gone)}
+    assert people.clips() >= kept
+    assert not [clip for clip in people.clips() if any(ID.format(n) in clip for n in gone)]
+    names = [ID.format(n) for n in gone]
+    left = [key for key in traces(people.store, *names) if not key.startswith("ledger/Fetch")]
+    assert left == []
+    assert people.store.exists("takedown/state.json")
+    with pytest.raises(ValueError, match=rf"version {old.version} .* was taken down \(see takedown/"):
+        open_dataset(people.store, old.version)
+    sample = next(s for s in old.samples if s.tar in affected)
+    with pytest.raises(ValueError, match="was taken down"):
+        old.frames(sample, [0])
+
+
+def test_a_command_and_a_run_end_in_the_same_state(tmp_path: Path) -> None:
+    one, two = People(tmp_path / "a"), People(tmp_path / "b")
+    for each in (one, two):
+        each.run()
+        each.name("identity:p1", f"video:{ID.format(0)}")
+    one.take_down()
+    one.run()
+    two.run()
+    assert one.state() == two.state()
+    assert one.clips() == two.clips()
+
+
+def test_doing_it_again_changes_nothing(people: People) -> None:
+    people.run()
+    people.name("identity:p1")
+    people.take_down()
+    people.run()
+    before = people.contents("")
+    assert people.take_down()["units"] == []
+    done = people.run()
+    assert set(done.redone.values()) == {0}
+    assert people.contents("") == before
+
+
+def test_a_dry_run_tells_and_changes_nothing(people: People) -> None:
+    people.run()
+    people.name("identity:p1")
+    before = people.contents("")
+    answer, text = takedown.takedown(people.load(), dry_run=True)
+    assert people.contents("") == before
+    assert answer["dry_run"]
+    assert len(answer["clips"]) == 2
+    assert "would be removed" in text
+    assert set(answer["clips"]) == set(people.take_down()["clips"])
+
+
+class PowerError(Exception):
+    """The power fails."""
+
+
+def fail_after(writes: int, store: FolderStorage, patch: pytest.MonkeyPatch) -> None:
+    """Let so many changes of a store succeed, and no more."""
+    left = writes
+
+    def dying(method: str) -> None:
+        plain = getattr(FolderStorage, method)
+
+        def call(self: FolderStorage, *args: Any) -> Any:
+            nonlocal left
+            if self.root == store.root:
+                left -= 1
+                if left < 0:
+                    raise PowerError
+            return plain(self, *args)
+
+        patch.setattr(FolderStorage, method, call)
+
+    for method in ("write", "create", "upload", "delete"):
+        dying(method)
+
+
+@pytest.mark.parametrize("by_run", [True, False])
+def test_an_abort_between_any_two_writes_is_finished_by_the_next_attempt(
+    tmp_path: Path, by_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = People(tmp_path / "whole")
+    whole.run()
+    shutil.copytree(whole.root, tmp_path / "before")
+    whole.name("identity:p1")
+    whole.take_down()
+    whole.run()
+    wanted = whole.state()
+    for stop in range(200):
+        people = People(tmp_path / f"{stop}")
+        shutil.copytree(tmp_path / "before", people.root)
+        people.name("identity:p1")
+        fail_after(stop, people.store, monkeypatch)
+        aborted = False
+        try:
+            people.run() if by_run else people.take_down()
+        except PowerError:
+            aborted = True
+        monkeypatch.undo()
+        if stop % 2:                         # a run finishes what either of them began
+            people.take_down()
+        people.run()
+        assert people.state() == wanted, f"after {stop} writes"
+        shutil.rmtree(people.root)
+        if not aborted:
+            assert stop > 20
+            return
+    raise AssertionError("it never ended")
+
+
+def test_training_refuses_a_dataset_that_still_holds_what_is_listed(people: People) -> None:
+    pytest.importorskip("torch")
+    from pipelines.train import plan
+
+    people.run()
+    people.name("identity:p1")
+    with pytest.raises(ValueError, match=r"holds 2 clips that .*list.txt names; run `pv3d takedown` first"):
+        plan(people.load())
+
+
+def test_a_store_that_was_swept_wants_its_list(people: People) -> None:
+    people.name("identity:p1")
+    people.run()
+    with pytest.raises(ValueError, match=r"policy.takedown: not set, but .* was swept"):
+        prepare(load(people.path), in_process=True)
+
+
+def test_a_freed_place_goes_to_the_next_clip_of_the_person(people: People) -> None:
+    people.run()
+    before = people.clips()
+    assert len([clip for clip in before if ID.format(0) in clip]) == 2
+    people.name(f"clip:people-{ID.format(0)}_0000000")
+    people.run()
+    assert len(people.clips()) == len(before)
+    assert people.clips() - before == {f"people-{ID.format(1)}_0000000"}
+
+
+def test_one_person_of_a_video_is_removed_and_the_other_stays(people: People) -> None:
+    changes = ("source.several=[0]",)
+    people.run(*changes)
+    assert {"px", "py"} < people.identities()
+    before = people.contents("shards", "aligned")
+    people.calls()
+    people.name("identity:px")
+    people.run(*changes)
+    assert not [line for line in people.calls() if line.split()[0] in ("Fetch", "Cut", "Frames")]
+    assert "px" not in people.identities()
+    assert "py" in people.identities()
+    assert not [key for key in people.store.list("videos") if ID.format(0) in key]
+    kept = {key for key in before if key.startswith("aligned/") and f"{ID.format(0)}-1_" in key}
+    assert kept <= set(people.store.list("aligned"))
+    people.name("identity:nobody")
+    people.run("source.several=[0, 1]")
+    assert "px" in people.identities()
+
+
+def test_of_a_new_video_only_the_part_of_the_other_person_is_fetched(people: People) -> None:
+    people.name("identity:px")
+    people.run("source.several=[0]")
+    assert f"Fetch people-{ID.format(0)} 1" in people.calls()
+    assert not [name for name in people.identities() if name == "px"]
+
+
+def test_a_person_that_only_the_balance_names_stays_away(people: People, monkeypatch: Any) -> None:
+    changes = ("source.several=[]", "source.licences=[CC0]")
+    people.run(*changes)
+    name = sorted(people.identities())[0]
+    people.name(f"identity:{name}")
+    people.run(*changes)
+    gone = people.contents("")
+    people.run(*changes)
+    assert people.contents("") == gone
+    assert name not in people.identities()
+
+
+def test_an_entry_that_is_withdrawn_lets_the_clips_come_back(people: People) -> None:
+    people.run()
+    before = people.contents("shards", "manifest", "dataset", "aligned", "videos")
+    people.name("identity:p1")
+    people.take_down()
+    people.name()
+    people.run()
+    assert people.contents("shards", "manifest", "dataset", "aligned", "videos").items() >= before.items()
+    people.name("identity:p1")
+    people.run()
+    assert "p1" not in people.identities()
+
+
+def test_licences_that_are_not_allowed_are_rejected_with_that_reason(people: People) -> None:
+    changes = ("source.licences=[CC0, Other]", "source.several=[4]")
+    people.run(*changes)
+    allowed = (*changes, "policy.licences_allowed=[cc0]")
+    with pytest.raises(ValueError, match=r"licence is not among policy.licences_allowed, such as 'Other'"):
+        Policy(people.load(*allowed), people.store).check_dataset(open_dataset(people.store))
+    people.run(*allowed)
+    samples = open_dataset(people.store).samples
+    assert {sample.licence for sample in samples} == {"CC0"}
+    assert {sample.identity for sample in samples} >= {"p0", "p1", "px"}
+    units = [u for u in survey(people.load(*allowed)).units if u.reason == "licence not allowed"]
+    assert len(units) == 3 + 1
+    assert {u.state for u in units} == {"rejected"}
+
+
+def test_the_record_names_nobody(people: People) -> None:
+    people.run()
+    people.name("identity:p1")
+    key = people.take_down()["record"]
+    record = json.loads(people.store.read(key))
+    assert record["finished"]
+    assert record["entries"] == [hash_of("identity:p1")]
+    assert hash_of(f"people-{ID.format(2)}_0000000") in record["clips"]
+    assert all(old.startswith("manifest/") for old in record["shards"])
+    assert ID.format(2) not in str(record)
+
+
+def test_a_malformed_list_is_refused_before_any_work(people: People) -> None:
+    people.list.write_text("identity:p1\nperson:p2\n")
+    with pytest.raises(ValueError, match=rf"{people.list}:2: no kind 'person'"):
+        people.load()
+    assert not people.root.exists()
+
+
+def test_without_a_list_the_command_says_what_to_set(people: People) -> None:
+    with pytest.raises(ValueError, match=r"policy.takedown: not set; name the list"):
+        takedown.takedown(load(people.path))
+
+
+def test_arrays_without_a_segment_are_deleted(people: People) -> None:
+    people.run()
+    segment = next(key for key in people.store.list("ledger/Frames") if key.endswith(".jsonl"))
+    people.store.delete(segment)
+    forget.forget(people.store, lambda unit: False)
+    assert not people.store.exists(segment.removesuffix("jsonl") + "npz")
