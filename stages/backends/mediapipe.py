@@ -8,6 +8,7 @@ while the face is well inside, since the tracker would take a window that moves 
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from typing import Any, ClassVar
 
@@ -87,10 +88,11 @@ class MediaPipeFaces:
         return points
 
     def box(self, landmarks: NDArray[np.float32]) -> Box:
-        low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-        x, y = (low + high) / 2 + (high - low) * np.array(BOX_SHIFT)
-        half_x, half_y = (high - low) * np.array(BOX_SIZE) / 2
-        return (float(x - half_x), float(y - half_y), float(x + half_x), float(y + half_y))
+        (left, top), (right, bottom) = landmarks.min(axis=0).tolist(), landmarks.max(axis=0).tolist()
+        width, height = right - left, bottom - top
+        x, y = (left + right) / 2 + BOX_SHIFT[0] * width, (top + bottom) / 2 + BOX_SHIFT[1] * height
+        half_x, half_y = BOX_SIZE[0] * width / 2, BOX_SIZE[1] * height / 2
+        return (x - half_x, y - half_y, x + half_x, y + half_y)
 
     @classmethod
     def rigid(cls) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -165,7 +167,7 @@ def _library() -> Any:
 
 
 def _side(box: Box) -> float:
-    return max(float(np.sqrt(max((box[2] - box[0]) * (box[3] - box[1]), 0.0))), 1.0)
+    return max(math.sqrt(max((box[2] - box[0]) * (box[3] - box[1]), 0.0)), 1.0)
 
 
 def _window(frame: NDArray[np.uint8], box: Box) -> tuple[int, int, int, int]:

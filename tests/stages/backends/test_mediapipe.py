@@ -34,7 +34,7 @@ def faces(shared_data: Path):
         patch.setenv("PV3D_WEIGHTS", str(shared_data / "weights"))
         try:
             yield backends.load(PATH)
-        except WeightsError as error:
+        except ValueError as error:              # no weights there, or a bare system without libEGL
             pytest.skip(str(error))
 
 
