@@ -59,14 +59,18 @@ def accompanied(others: Mask, every: int, fps: float, lasting_s: float) -> Mask:
 
 
 def low(values: Series, limit: float, fps: float) -> Mask:
-    """Frames around which the median of `values` is clearly below `limit`. NaN is not measured."""
+    """Frames that last, around which the median of `values` is clearly below `limit`. NaN: not measured."""
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return np.zeros(len(values), bool)
     series = np.interp(np.arange(len(values)), known, values[known])
     width = min(round(WINDOW_S * fps) | 1, len(series) - 1 | 1)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(series, width // 2, mode="edge"), width)
-    return np.asarray(np.median(windows, axis=-1) < LENIENT * limit, np.bool_)
+    below = np.asarray(np.median(windows, axis=-1) < LENIENT * limit, np.bool_)
+    for run in runs(below.tolist()):
+        if len(run) < min(WINDOW_S * fps, len(below)):
+            below[run.first:run.end] = False
+    return below
 
 
 def label(faults: dict[str, Mask]) -> list[str]:

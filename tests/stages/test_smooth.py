@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import skimage.data
 
 from stages.clip import Clip
 from stages.smooth import SmoothLandmarks, low_pass
@@ -48,3 +51,53 @@ def test_the_stage_writes_a_new_array_and_leaves_the_old_one() -> None:
 def test_refuses_a_negative_width() -> None:
     with pytest.raises(ValueError, match="sigma_s: -1"):
         SmoothLandmarks(sigma_s=-1)
+
+
+def test_a_mesh_is_filtered_alike_and_not_made_up() -> None:
+    mesh = RANDOM.normal(size=(50, 90, 2)).astype(np.float32)
+    clip = Clip(id="a", source="a", video="a", fps=25.0, landmarks=mesh[:, :68], mesh=mesh)
+    (smooth,) = SmoothLandmarks().process(clip)
+    assert smooth.smooth_mesh.dtype == np.float32
+    np.testing.assert_array_equal(smooth.smooth_mesh[:, :68], smooth.smooth_landmarks)
+    (without,) = SmoothLandmarks().process(clip.copy(mesh=None))
+    assert without.smooth_mesh is None
+
+
+WORKFLOW = """\
+storage:
+  root: {folder}/store
+source:
+  use: stages.sources.folder:Folder
+  location: {folder}/videos
+stages:
+  - use: stages.shots:SplitShots
+  - use: stages.faces:FollowFace
+    minimum_frames: 4
+  - use: stages.smooth:SmoothLandmarks
+  - use: stages.crop:AlignCrop
+    size: 64
+train:
+  variant: model.config:tiny
+"""
+
+
+def test_another_width_detects_nothing_again(tmp_path: Path) -> None:
+    pytest.importorskip("dlib")
+    from pipelines.runner import prepare
+    from pipelines.workflow import load
+    from stages.video import write_video
+
+    astronaut = skimage.data.astronaut()
+    frames = [np.roll(astronaut, 2 * n, axis=1)[:384, 64:448].copy() for n in range(50)]
+    write_video(tmp_path / "videos" / "a.mp4", frames, 25)
+    path = tmp_path / "workflow.yaml"
+    path.write_text(WORKFLOW.format(folder=tmp_path))
+
+    def redone(*changes: str) -> dict[str, int]:
+        size = "stages.FollowFace.minimum_face_px=60"
+        return prepare(load(path, None, [size, *changes]), in_process=True).redone
+
+    assert redone() == {"SplitShots": 1, "FollowFace": 1, "SmoothLandmarks": 1, "AlignCrop": 1}
+    assert redone("stages.SmoothLandmarks.sigma_s=0.08") == {
+        "SplitShots": 0, "FollowFace": 0, "SmoothLandmarks": 1, "AlignCrop": 1,
+    }  # fmt: skip
