@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.base import Drop
-from stages.pictures import Converter, Frame, displayed_size
+from stages.pictures import Frame, displayed_size, picture_of
 
 Timed = tuple[float, Any]        # presentation time in s, libav frame
 
@@ -61,8 +61,10 @@ class Reader:
     to what is wanted, frames on which no other depends are not decoded. Every method raises DecodeError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, exact: bool = True) -> None:
+        """`exact=False` leaves the edges of blocks in B-frames as they are: good enough for a look."""
         self._path = path
+        self._exact = exact
         self._start()
 
     def __enter__(self) -> Reader:
@@ -105,13 +107,12 @@ class Reader:
 
     def picture(self, frame: Any, long_side: int | None) -> Frame:
         with _errors():
-            return self._converter.picture(frame, long_side)
+            return picture_of(self._stream, frame, long_side)
 
     # --- where in the file we are --------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._container, self._stream = _open(self._path)
-        self._converter = Converter(self._stream)
+        self._container, self._stream = _open(self._path, self._exact)
         self._jumped = False                             # whether frames before this place were left out
         self._stand(-math.inf)
 
@@ -189,7 +190,7 @@ class Reader:
     def _decode(self, packets: Iterator[Any]) -> Iterator[Timed]:
         """Frames with strictly ascending times; those that would go back in time are left out."""
         stream = self._stream
-        context, jumped = stream.codec_context, self._jumped
+        context, jumped, base = stream.codec_context, self._jumped, float(stream.time_base)
         step = float(1 / stream.average_rate) if stream.average_rate else 0.04
         last = -math.inf
         size: tuple[int, int] | None = None
@@ -199,7 +200,7 @@ class Reader:
                 packet = next(packets, None)
                 if packet is None:
                     return
-                early = packet.pts is not None and packet.pts * stream.time_base < self._skip_before
+                early = packet.pts is not None and packet.pts * base < self._skip_before
                 context.skip_frame = "NONREF" if early else "DEFAULT"
                 frames = packet.decode()
             barren = 0 if frames or early else barren + 1
@@ -228,7 +229,7 @@ def _errors() -> Iterator[None]:
         raise DecodeError(str(error) or type(error).__name__) from None
 
 
-def _open(path: Path) -> tuple[Any, Any]:
+def _open(path: Path, exact: bool) -> tuple[Any, Any]:
     """(container, video stream). Raises DecodeError."""
     try:
         status = path.stat()
@@ -244,12 +245,12 @@ def _open(path: Path) -> tuple[Any, Any]:
             container = stack.enter_context(
                 av.open(str(path), metadata_errors="replace", container_options=options)
             )
-        stream = _video_stream(container)
+        stream = _video_stream(container, exact)
         stack.pop_all()
     return container, stream
 
 
-def _video_stream(container: Any) -> Any:
+def _video_stream(container: Any, exact: bool) -> Any:
     if not container.streams.video:
         raise DecodeError("no video stream")
     stream = container.streams.video[0]
@@ -259,7 +260,7 @@ def _video_stream(container: Any) -> Any:
     if stream.time_base is None:
         raise DecodeError("the video stream has no time base")
     context.thread_count = 1
-    context.options = {"max_pixels": str(MAX_PIXELS)}
+    context.options = {"max_pixels": str(MAX_PIXELS), "skip_loop_filter": "default" if exact else "bidir"}
     if hasattr(av.stream, "Discard"):                      # since PyAV 17
         for other in container.streams:
             if other is not stream:

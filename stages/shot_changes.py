@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-LONG_SIDE = 256                  # px, at which pictures are compared
+Picture = NDArray[np.uint8]
+
+LONG_SIDE = 128                  # px, at which pictures are compared; 256 finds the same cuts
 THUMBNAIL = 32                   # px, a picture's coarse copy: noise and small motion vanish in it
 HISTOGRAM = 32                   # bins of each colour channel
 
@@ -18,6 +20,8 @@ HISTOGRAM = 32                   # bins of each colour channel
 HARD_CHANGE = 30.0               # no motion does this
 HARD_CHANGE_COLOURS = 8.0        # with a change of the colours of
 HARD_COLOURS = 0.35
+ADAPTIVE_SCORE = 15.0            # PySceneDetect's own defaults
+ADAPTIVE_RATIO = 3.0
 END_STEPS = 3                    # at either end the detector does not see; a cut there costs 3 frames at most
 END_CHANGE = 10.0
 END_RATIO = 4.0                  # to the median step
@@ -35,17 +39,18 @@ class Seen:
     anchors: NDArray[np.int64]               # [N] since which frame the picture stands
     lasting: NDArray[np.float64]             # [N] as `changes`, from frame i - 1 to i + 2 (or the last)
     colours: NDArray[np.float64]             # [N] change of the colour histograms, 0 ... 1
-    detected: frozenset[int]                 # first frames of shots, as the detector says
+    scores: NDArray[np.float64]              # [N] mean absolute change of hue, saturation and value
     error: str                               # why decoding ended early, or empty
 
     def between(self, start_s: float, end_s: float) -> Seen:
         """The frames of a part; the error is the part's only when it ended the part."""
         first, end = (int(i) for i in np.searchsorted(self.times_s, [start_s, end_s]))
         part = slice(first, end)
+        begun = np.arange(end - first) > 0               # the first frame changes from nothing
         return Seen(
-            self.times_s[part], self.levels[part], self.changes[part],
-            np.maximum(self.anchors[part] - first, 0), self.lasting[part], self.colours[part],
-            frozenset(i - first for i in self.detected if first < i < end),
+            self.times_s[part], self.levels[part], self.changes[part] * begun,
+            np.maximum(self.anchors[part] - first, 0), self.lasting[part] * begun,
+            self.colours[part] * begun, self.scores[part] * begun,
             self.error if end == len(self.times_s) else "",
         )  # fmt: skip
 
@@ -58,61 +63,91 @@ class Run(NamedTuple):
     stands: bool
 
 
-def measure(frames: Iterable[tuple[float, NDArray[np.uint8]]], frozen_below: float) -> Seen:
+def measure(frames: Iterable[tuple[float, Picture]], frozen_below: float) -> Seen:
     """Look at every frame, (time in s, uint8 [H, W, 3] RGB), once. A DecodeError ends it, and is noted."""
-    import cv2
-    from scenedetect import AdaptiveDetector, FrameTimecode
-
     from stages.decoder import DecodeError
 
-    detector: Any = AdaptiveDetector(min_scene_len=1)
-    detected: set[int] = set()
     times: list[float] = []
-    steps: list[tuple[float, float, float]] = []
+    steps: list[tuple[float, float, float, float]] = []
     anchors: list[int] = []
-    anchor: NDArray[Any] | None = None
     lasting = [0.0]
-    window: deque[NDArray[Any]] = deque(maxlen=4)       # thumbnails of this frame and the three before
-    colours: NDArray[Any] | None = None
+    window: deque[_Look] = deque(maxlen=4)              # this frame and the three before
+    anchor: Picture | None = None
     error = ""
     try:
         for time, frame in frames:
-            # The detector counts frames; the rate it is told does not matter.
-            code = FrameTimecode(len(times), fps=25.0)
-            bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-            detected.update(c.frame_num for c in detector.process_frame(code, bgr))
-            thumbnail = cv2.resize(frame, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-            window.append(thumbnail.astype(np.float32))
-            before, colours = colours, _histogram(frame)
-            change = float(np.abs(window[-1] - window[max(len(window) - 2, 0)]).mean())
-            recoloured = 0.0 if before is None else float(np.abs(colours - before).sum()) / 2
-            steps.append((float(window[-1].mean()), change, recoloured))
-            if anchor is None or float(np.abs(window[-1] - anchor).max()) >= frozen_below:
-                anchor = window[-1]
+            window.append(_Look.at(frame))
+            now, before = window[-1], window[max(len(window) - 2, 0)]
+            level = float(now.thumbnail.mean())
+            steps.append((
+                level, _apart(now.thumbnail, before.thumbnail), _apart(now.hsv, before.hsv),
+                float(np.abs(now.colours - before.colours).sum()) / 2,
+            ))  # fmt: skip
+            if anchor is None or _apart(now.thumbnail, anchor, largest=True) >= frozen_below:
+                anchor = now.thumbnail
                 anchors.append(len(times))
             else:
                 anchors.append(anchors[-1])
             times.append(time)
             if len(window) == 4:
-                lasting.append(float(np.abs(window[3] - window[0]).mean()))
+                lasting.append(_apart(now.thumbnail, window[0].thumbnail))
     except DecodeError as stop:
         error = stop.detail or stop.reason
-    if times:
-        last = FrameTimecode(len(times) - 1, fps=25.0)
-        detected.update(c.frame_num for c in detector.post_process(last))
     ends = list(window)[len(window) - 1 - (len(times) - len(lasting)):-1]
-    lasting += [float(np.abs(window[-1] - thumbnail).mean()) for thumbnail in ends]
-    levels, changes, recolours = np.array(steps, np.float64).reshape(-1, 3).T
+    lasting += [_apart(window[-1].thumbnail, look.thumbnail) for look in ends]
+    levels, changes, scores, recolours = np.array(steps, np.float64).reshape(-1, 4).T
     return Seen(
         np.array(times, np.float64), levels, changes, np.array(anchors, np.int64),
-        np.array(lasting[:len(times)], np.float64), recolours, frozenset(detected), error,
-    )
+        np.array(lasting[:len(times)], np.float64), recolours, scores, error,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What of a frame is compared with others."""
+
+    thumbnail: Picture                       # uint8 [THUMBNAIL, THUMBNAIL, 3]
+    hsv: Picture                             # uint8 [H, W, 3]
+    colours: NDArray[np.float64]             # share of the pixels in each bin of each channel; sums to 1
+
+    @classmethod
+    def at(cls, frame: Picture) -> _Look:
+        import cv2
+
+        size = (THUMBNAIL, THUMBNAIL)
+        counts = [cv2.calcHist([frame], [k], None, [HISTOGRAM], [0, 256]).ravel() for k in range(3)]
+        return cls(
+            np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8),
+            np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2HSV), np.uint8),
+            np.concatenate(counts).astype(np.float64) / frame.size,
+        )
+
+
+def _apart(a: Picture, b: Picture, largest: bool = False) -> float:
+    """Mean, or largest, absolute difference in levels."""
+    import cv2
+
+    return float(cv2.norm(a, b, cv2.NORM_INF) if largest else cv2.norm(a, b, cv2.NORM_L1) / a.size)
+
+
+def adaptive_cuts(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[N] where PySceneDetect's AdaptiveDetector, as it comes, sees a cut.
+
+    `scores` are mean changes in hue, saturation and value. A cut stands out of the two steps on either side.
+    """
+    found = np.zeros(len(scores), np.bool_)
+    if len(scores) >= 5:
+        middle = scores[2:-2]
+        around = (scores[:-4] + scores[1:-3] + scores[3:-1] + scores[4:]) / 4
+        found[2:-2] = (middle >= ADAPTIVE_SCORE) & (middle >= ADAPTIVE_RATIO * around)
+    return found
 
 
 def cuts(seen: Seen) -> list[int]:
     """First frames of new shots, ascending, without 0."""
     count = len(seen.times_s)
     usual = float(np.median(seen.changes[1:])) if count > 1 else 0.0
+    adaptive = adaptive_cuts(seen.scores)
     found = []
     for i in range(1, count):
         change = seen.changes[i]
@@ -121,7 +156,7 @@ def cuts(seen: Seen) -> list[int]:
         hard = change > HARD_CHANGE or (change > HARD_CHANGE_COLOURS and seen.colours[i] > HARD_COLOURS)
         at_end = end and change > max(END_CHANGE, END_RATIO * usual)
         gap = seen.times_s[i] - seen.times_s[i - 1] > GAP_S
-        if gap or at_end or (stays and (hard or i in seen.detected)):
+        if gap or at_end or (stays and (hard or adaptive[i])):
             found.append(i)
     return found
 
@@ -161,11 +196,3 @@ def moving_runs(seen: Seen, first: int, end: int, frozen_s: float, shortest_s: f
             stands[run - first] = True
     runs = np.split(np.arange(first, end), np.flatnonzero(np.diff(stands)) + 1)
     return [Run(int(run[0]), int(run[-1]) + 1, bool(stands[run[0] - first])) for run in runs]
-
-
-def _histogram(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Share of the pixels in each bin of each channel; the whole sums to 1."""
-    import cv2
-
-    counts = [cv2.calcHist([frame], [k], None, [HISTOGRAM], [0, 256]).ravel() for k in range(3)]
-    return np.concatenate(counts).astype(np.float64) / frame.size

@@ -28,8 +28,9 @@ Outputs = Iterator[Clip | Rejected]
 class SplitShots(Stage):
     """Cut at shot changes, black frames, gaps and frozen pictures; reject what is too short, slow or broken.
 
-    A cut is where PySceneDetect's AdaptiveDetector sees one and the picture stays changed (a flash does not),
-    where a change is so hard that no motion can make it, or where one of the first or last frames differs.
+    A cut is where PySceneDetect's AdaptiveDetector would see one and the picture stays changed (after a flash
+    it does not), where a change is so hard that no motion can make it, or where one of the first or last
+    frames differs.
     Shots longer than `maximum_seconds` become consecutive clips of about equal length.
 
     Output frame n of a listed part is the source frame presented nearest to its start + n / fps; without a
@@ -74,7 +75,7 @@ class SplitShots(Stage):
         if clip.listed.get("spans") == []:
             return
         wanted = lists.parts(clip)
-        with video.resolve(self._store, clip.video) as path, video.Reader(path) as reader:
+        with video.resolve(self._store, clip.video) as path, video.Reader(path, exact=False) as reader:
             info = reader.info()
             for part, seen in self._looks(reader, wanted):
                 whole = part.clip.copy(fps=self.fps, width=info.width, height=info.height)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from infra.storage import FolderStorage, Storage
-from stages import Clip, Rejected, decoder, pictures
+from stages import Clip, Rejected, decoder
 from stages.shots import SplitShots
 from stages.sources.lists import Span, box_at, unit
 from stages.video import Reader, read_all, read_frames, write_video
@@ -74,7 +74,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         monkeypatch.setattr(owner, name, counting)
 
     count(decoder, "_open", "opened")
-    count(pictures.Converter, "picture", "converted")
+    count(decoder, "picture_of", "converted")
     decode = decoder.Reader._decode
 
     def counting_decode(self: Any, packets: Any) -> Any:

@@ -149,6 +149,21 @@ def test_a_gap_in_time_separates_clips(tmp_path: Path, store: Storage) -> None:
     assert cuts(measure(((t, scene(i)) for i, t in enumerate(seen)), 4.0)) == [60]
 
 
+def test_cuts_are_those_of_pyscenedetect() -> None:
+    scenedetect = pytest.importorskip("scenedetect")
+    from stages.shot_changes import adaptive_cuts, measure
+
+    detector = scenedetect.AdaptiveDetector(min_scene_len=1)
+    lengths = [30, 3, 40, 25, 2]
+    shown = [texture(n, speed=2.0 + n)(i) for n, count in enumerate(lengths) for i in range(count)]
+    theirs = []
+    for i, picture in enumerate(shown):
+        code = scenedetect.FrameTimecode(i, fps=25.0)
+        theirs += detector.process_frame(code, np.ascontiguousarray(picture[..., ::-1]))
+    ours = np.flatnonzero(adaptive_cuts(measure(((i / 25, p) for i, p in enumerate(shown)), 5.0).scores))
+    assert list(ours) == [code.frame_num for code in theirs] != []
+
+
 def test_a_file_cut_off_is_truncated_or_cannot_be_decoded(tmp_path: Path, store: Storage) -> None:
     data = video_of(tmp_path / "a.mp4", (texture(0), 100)).read_bytes()
     for share, reason in [(0.6, "truncated"), (0.02, "cannot decode"), (0.0, "cannot decode")]:
