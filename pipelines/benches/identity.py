@@ -6,7 +6,7 @@ check that is not about identity is open, so that small or turned faces are judg
 `adjusted_rand`       the balance's people against the manifest's, over clips
 `good_clips_dropped`  videos of which `VerifyIdentity` rejects a clip
 `spliced_kept`        spliced clips that `VerifyIdentity` keeps. Embeddings are of single frames, so those of
-                      a splice are those of its parts: equal halves of two people, and one with 3, 10 %, 25 % or
+                      a splice are those of its parts: equal halves of two people, or one with 3, 10 %, 25 % or
                       40 % of the frames of another; of all pairs of clips, or of some of very many
 `clips_missing`       videos of which no clip reaches the embedding
 `cluster_100k_*`      seconds and memory (largest resident set) of the balance of `count` synthetic clips of
@@ -47,8 +47,8 @@ from stages.identity import VerifyIdentity
 SPLICES = 10_000                         # at most
 SHARES = (0.0, 0.1, 0.25, 0.4)           # of a clip that is another person; 3 frames at least
 OPEN = (
-    "stages.SplitShots.minimum_source_fps=1", "stages.SplitShots.minimum_frames=16",
-    "stages.FollowFace.minimum_face_px=1",
+    "stages.SplitShots.minimum_source_fps=1", "stages.SplitShots.minimum_frames=12",
+    "stages.FollowFace.minimum_frames=12", "stages.FollowFace.minimum_face_px=1",
     "stages.AlignCrop.min_source_px=1", "stages.AlignCrop.max_padded=1",
 )  # fmt: skip
 
@@ -65,12 +65,15 @@ class Good(Source):
 
 
 def run(
-    data: Path, workflow: str = "workflow.yaml", root: str = "", size: int = 256, in_process: int = 0,
-    count: int = 100_000, progress: Callable[[str], None] = lambda line: None,
+    data: Path, workflow: str = "workflow.yaml", faces: str = "", network: str = "", size: int = 256,
+    root: str = "", in_process: int = 0, count: int = 100_000,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The figures. `root` names a store that keeps what is made; `size` is that of the aligned crops, px."""
+    """The figures. `faces` and `network` name other backends than the best that are here; `size` is that of
+    the aligned crops, px; `root` names a store that keeps what is made."""
     rows = [row for row in read(data) if row.good]
-    backends = best_backends()
+    given = {"stages.FollowFace.backend": faces, "stages.EmbedFaces.backend": network}
+    backends = {**best_backends(), **{name: path for name, path in given.items() if path}}
     progress(f"backends: {', '.join(path.partition(':')[2] for path in backends.values())}")
     settings = [f"{name}={path}" for name, path in backends.items()]
     with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:
