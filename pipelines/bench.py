@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # name -> function that takes keyword arguments and returns {"figures": {name: number}, ...} or the figures
 BENCHES = {
     "cameras": "pipelines.benches.cameras:run",
+    "cut": "pipelines.benches.cut:run",
     "help": "pipelines.bench:help_time",
     "identity": "pipelines.benches.identity:run",
     "landmarks": "pipelines.benches.landmarks:run",
