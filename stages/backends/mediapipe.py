@@ -7,9 +7,12 @@ while the face is well inside, since the tracker would take a window that moves 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import os
 import weakref
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,7 +122,8 @@ class MediaPipeFaces:
             running_mode=vision.RunningMode.VIDEO,
         )
         try:
-            self._trackers.append(vision.FaceLandmarker.create_from_options(options))
+            with _silence():
+                self._trackers.append(vision.FaceLandmarker.create_from_options(options))
         except OSError as error:                 # its shared object, which is loaded now, misses another one
             cure = "on Debian: apt-get install libegl1 libgles2"
             raise ValueError(f"backend mediapipe: {error}; {cure}") from None
@@ -136,6 +140,19 @@ class MediaPipeFaces:
         points = np.array([(p.x, p.y) for p in found[0]])
         # Its 0 and 1 are the edges of the picture; our first pixel's centre is at 0.
         return (points * (right - left, bottom - top) + (left - 0.5, top - 0.5)).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on stderr meanwhile: every new tracker says the same three lines there, and takes no setting."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _close(trackers: list[Any]) -> None:

@@ -24,7 +24,9 @@ class YuNet:
     def __init__(self) -> None:
         path = weights.require("yunet")
         self._size = (200, 200)
+        told = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)     # of a target nobody chose
         self._net = cv2.FaceDetectorYN.create(str(path), "", self._size, self.possible_above, OVERLAP)
+        cv2.utils.logging.setLogLevel(told)
 
     def detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
         """Faces in a frame, uint8 [H, W, 3] RGB, best score first."""
