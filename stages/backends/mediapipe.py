@@ -144,7 +144,7 @@ class MediaPipeFaces:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on stderr meanwhile: every new tracker says the same three lines there, and takes no setting."""
+    """Nothing on stderr meanwhile: every new tracker says the same three lines there, unasked."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

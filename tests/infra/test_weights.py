@@ -79,3 +79,18 @@ def test_the_table_pins_the_files_that_tests_use(shared_data, monkeypatch):
         if path.is_file() and known.sha256:
             assert weights.digest(path) == known.sha256
             assert path.stat().st_size == known.size
+
+
+def test_what_a_library_reads_from_torch_s_cache_is_looked_for_and_put_there(folders, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(folders / "torch"))
+    known = weights.entry("fan")
+    (folders / "own" / known.file).write_bytes(b"weights")
+    with pytest.raises(WeightsError, match=r"missing in .*torch.hub.checkpoints; get it there from https://"):
+        weights.require("fan")
+    (folders / "file").write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    local = replace(known, url=(folders / "file").as_uri())
+    monkeypatch.setattr(weights, "FILES", (local, *weights.FILES))
+    path = weights.fetch("fan", sha256)
+    assert path == folders / "torch" / "hub" / "checkpoints" / known.file
+    assert weights.find("fan") == path
