@@ -40,6 +40,7 @@ class EmbedFaces(Stage):
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"stages.identity.every: {self.every} is below 1; give 1 or more")
+        self.weights = self.weights or identity_file.DEFAULTS.get(self.backend, "")
         if self.weights and not self.digest:
             self.digest = identity_file.digest(identity_file.locate(self.weights))
 

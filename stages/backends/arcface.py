@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from stages.backends.identity_file import beside, locate, read_facts
+from stages.backends.identity_file import DEFAULTS, beside, locate, read_facts
 from stages.backends.onnx_identity import OnnxIdentity
 
 log = logging.getLogger(__name__)
-
-DEFAULT = "w600k_r50.onnx"           # `arcface-onnx` of `pv3d weights list`
 
 
 class ArcFace(OnnxIdentity):
@@ -20,7 +18,7 @@ class ArcFace(OnnxIdentity):
     """
 
     def __init__(self, weights: str = "") -> None:
-        path = locate(weights or DEFAULT)
+        path = locate(weights or DEFAULTS["stages.backends.arcface:ArcFace"])
         if not beside(path).is_file():
             log.info("%s has no %s beside it; taking ArcFace's thresholds", path, beside(path).name)
         super().__init__("arcface", path, read_facts(path))

@@ -19,6 +19,10 @@ from infra.weights import WeightsError
 
 MOST_BYTES = 1 << 16                 # of the json file
 
+# What a backend takes where no file is named: `arcface-onnx` of `pv3d weights list`. Nobody has pinned it, so
+# it counts as a file of your own.
+DEFAULTS = {"stages.backends.arcface:ArcFace": "w600k_r50.onnx"}
+
 Triple = tuple[float, float, float]
 
 

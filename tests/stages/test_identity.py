@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import skimage.data
 
+from infra import weights
 from infra.storage import FolderStorage, Storage
 from pipelines.settings import Workers
 from pipelines.workflow import Step
 from stages import backends
+from stages.backends import identity_file
 from stages.base import Rejected, Resources
 from stages.clip import Clip
 from stages.identity import EmbedFaces, VerifyIdentity, verify
@@ -110,6 +112,24 @@ def test_a_file_of_ones_own_is_part_of_the_stage_wherever_it_lies(tmp_path: Path
         stages[0].setup(FolderStorage(tmp_path))
     with pytest.raises(ValueError, match=r"^weights: no file missing\.onnx in"):
         EmbedFaces(weights="missing.onnx")
+
+
+def test_arcface_without_a_named_file_is_followed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PV3D_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (name,) = identity_file.DEFAULTS.values()
+    assert name == weights.entry("arcface-onnx").file
+    backend = "stages.backends.arcface:ArcFace"
+    with pytest.raises(ValueError, match=f"no file {name}"):
+        EmbedFaces(backend=backend)
+    seen = set()
+    for content in (b"one", b"two"):
+        (tmp_path / name).write_bytes(content)
+        seen.add(EmbedFaces(backend=backend).digest)
+    assert len(seen) == 2
+    backends.find(backend)
 
 
 def test_one_frame_is_one_person() -> None:
