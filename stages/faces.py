@@ -17,7 +17,7 @@ from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
 from stages.faults import Run, Series
 from stages.sources import lists
-from stages.track import Track
+from stages.track import BatchTrack, TakesMany, Track
 
 READ_LONG_SIDE = 1920            # px, of the picture that points are found in; scaling costs more than pixels
 READ_AHEAD = 4                   # frames
@@ -104,7 +104,8 @@ class FollowFace(Stage):
         span = clip.listed.get("span", {})
         listed = [lists.box_at(span, t, clip.width, clip.height) for t in times_s]
         wanted = [None if box is None else boxes.scaled(box, 1 / scale) for box in listed]
-        track = Track(
+        kind = BatchTrack if isinstance(self.model, TakesMany) else Track
+        track = kind(
             self.model, wanted, self.detect_every, self.maximum_missing_frames, self.second_face_size
         )
         with video.resolve(self._store, clip.video) as path:

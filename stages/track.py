@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +59,7 @@ class Track:
         """Take the next frame."""
         index = len(self.points)
         look = index % self.every == 0
-        points = self._follow(frame)
-        self.points.append(points)
-        self.boxes.append(None if points is None else self.model.box(points))
-        self.faces.append(self.faces[-1] if self.faces else 0)
-        self.others.append(False)
-        self.sharp.append(math.nan)
+        self._append(self._follow(frame))
         self._unsure.append(frame)
         if look:
             self.last_look = frame
@@ -88,6 +85,13 @@ class Track:
         while count < min(len(self.points), self.longest_gap + 2) and self.points[-1 - count] is None:
             count += 1
         return count
+
+    def _append(self, points: Points | None) -> None:
+        self.points.append(points)
+        self.boxes.append(None if points is None else self.model.box(points))
+        self.faces.append(self.faces[-1] if self.faces else 0)
+        self.others.append(False)
+        self.sharp.append(math.nan)
 
     def _put(self, points: Points | None) -> None:
         """Replace the points of the last frame."""
@@ -127,6 +131,10 @@ class Track:
             return
         if not self.model.follows and boxes.overlap(there.box, box) < GOOD:
             self._put(self._refine(frame, there.box))
+        self._note(frame, seen, box)
+
+    def _note(self, frame: Picture, seen: list[Detection], box: Box) -> None:
+        """The face is there: is it alone, and sharp?"""
         self.others[-1] = self.wanted[len(self.points) - 1] is None and self._is_accompanied(seen, box)
         self.sharp[-1] = sharpness(frame, box)
         self._unsure.clear()
@@ -208,6 +216,59 @@ class Track:
     def _is_near(self, frame: Picture, box: Box | None) -> bool:
         """Whether the detector sees the face in `box`."""
         return box is not None and _same_face(self._detect_near(frame, box), box) is not None
+
+
+@runtime_checkable
+class TakesMany(Protocol):
+    """A face backend that is quicker with several frames at once."""
+
+    def landmarks_many(self, frames: Sequence[Picture], boxes: Sequence[Box]) -> NDArray[np.float32]:
+        """float32 [N, P, 2], px, of the faces in one box per frame."""
+        ...
+
+
+class BatchTrack(Track):
+    """The same for a model that takes many frames at once: all from one look to the next.
+
+    Their boxes lie between those of the two looks. Where a look does not see the face again, or the points
+    are elsewhere than their boxes, the frames are taken one by one.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._waiting: list[Picture] = []
+
+    def step(self, frame: Picture) -> None:
+        self._waiting.append(frame)
+        index = len(self.points) + len(self._waiting) - 1
+        if index % self.every and index != len(self.wanted) - 1:
+            return
+        if not self._at_once():
+            for waiting in self._waiting:
+                super().step(waiting)
+        self._waiting = []
+
+    def _at_once(self) -> bool:
+        """Take the frames that wait; whether it could be done."""
+        if self._box is None or self._missing():
+            return False
+        frame, start = self._waiting[-1], np.array(self._box)
+        seen = self._detect(frame, self._box)
+        there = self._choose(seen)
+        if there is None:
+            return False
+        shares = np.arange(1, len(self._waiting) + 1) / len(self._waiting)
+        between = [tuple((start + share * (np.array(there.box) - start)).tolist()) for share in shares]
+        assert isinstance(self.model, TakesMany)
+        found = self.model.landmarks_many(self._waiting, between)
+        own = [self.model.box(points) for points in found]
+        if min(boxes.overlap(a, b) for a, b in zip(own, between, strict=True)) < GOOD:
+            return False
+        for points in found:
+            self._append(points)
+        self._box, self.last_look = own[-1], frame
+        self._note(frame, seen, own[-1])
+        return True
 
 
 def _same_face(seen: list[Detection], box: Box) -> Detection | None:

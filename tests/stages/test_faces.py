@@ -225,6 +225,36 @@ def test_a_face_that_takes_the_place_of_another_is_another_clip(
     assert list(rejected.values()) == ["face lost"]
 
 
+def test_many_frames_at_once_give_the_same_points_and_parts(
+    tmp_path: Path, grace: Picture, stage: Callable[..., FollowFace]
+) -> None:
+    from stages.backends.dlib import DlibFaces
+
+    class ManyFaces(DlibFaces):
+        """As FAN does, for which there may be no weights."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.counts: list[int] = []
+
+        def landmarks_many(self, frames: list[Picture], boxes: list[tuple[float, ...]]) -> np.ndarray:
+            self.counts.append(len(frames))
+            return np.stack([self.landmarks(f, b) for f, b in zip(frames, boxes, strict=True)])
+
+    gone = [blank(f) if 52 <= i < 92 else f for i, f in enumerate(moving(grace, 148))]
+    clip = clip_of(tmp_path / "a.mp4", gone)
+    one_by_one = stage()
+    many = FollowFace()
+    many.model, many._store = ManyFaces(), one_by_one._store
+    (kept, rejected), (wanted, reasons) = outputs(many, clip), outputs(one_by_one, clip)
+    assert rejected == reasons
+    assert [c.id for c in kept] == [c.id for c in wanted]
+    side = 110
+    for a, b in zip(kept, wanted, strict=True):
+        assert np.abs(a.landmarks - b.landmarks).mean() < 0.01 * side
+    assert many.model.counts.count(5) >= 19, "nearly all of the frames that have a face"
+
+
 def blurred(frame: Picture, share: float = 0.03) -> Picture:
     return cv2.GaussianBlur(frame, (0, 0), share * 105)         # of the face's side, in px
 
