@@ -21,7 +21,7 @@ Without it: against the true cameras of the demo's clips, mean and worst error o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.storage import Storage
 from pipelines.benches.identity import best_backends
-from pipelines.benches.manifest import Listed, read
+from pipelines.benches.manifest import Listed, Videos, read
 from pipelines.ledger import Ledger
 from pipelines.runner import prepare
 from pipelines.workflow import Step, Workflow, load
 from stages import deep3d
-from stages.base import Source
 from stages.cameras import as_filmed
 from stages.clip import Clip
 from stages.crop import AlignCrop
@@ -53,17 +51,6 @@ OPEN = (                                 # admit what is too short, small or tig
     "stages.FollowFace.minimum_frames=12", "stages.FollowFace.minimum_face_px=1",
     "stages.AlignCrop.min_source_px=1", "stages.AlignCrop.max_padded=1",
 )  # fmt: skip
-
-
-@dataclass
-class Videos(Source):
-    """Some rows of a manifest."""
-
-    rows: list[Listed]
-
-    def clips(self, store: Storage) -> Iterator[Clip]:
-        for row in self.rows:
-            yield Clip(id=row.name, source=row.name, video=str(row.path), dataset="manifest")
 
 
 @dataclass(frozen=True)

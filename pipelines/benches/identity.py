@@ -6,8 +6,8 @@ check that is not about identity is open, so that small or turned faces are judg
 `adjusted_rand`       the balance's people against the manifest's, over clips
 `good_clips_dropped`  videos of which `VerifyIdentity` rejects a clip
 `spliced_kept`        spliced clips that `VerifyIdentity` keeps. Embeddings are of single frames, so those of
-                      a splice are those of its parts: equal halves of two people, or one with 3, 10 %, 25 % or
-                      40 % of the frames of another; of all pairs of clips, or of some of very many
+                      a splice are those of its parts: equal halves of two people, or one with 3 frames, 10 %,
+                      25 % or 40 % of the frames of another; all pairs of clips, or some of very many
 `clips_missing`       videos of which no clip reaches the embedding
 `cluster_100k_*`      seconds and memory (largest resident set) of the balance of `count` synthetic clips of
                       `count` / 3 people, in a process of its own
@@ -32,14 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra import weights
-from infra.storage import Storage
-from pipelines.benches.manifest import Listed, read
+from pipelines.benches.manifest import Videos, read
 from pipelines.ledger import Ledger
 from pipelines.runner import prepare
 from pipelines.workflow import Step, load
 from stages.backends import IdentityModel
 from stages.balance import BalanceIdentities
-from stages.base import Source
 from stages.clip import Clip
 from stages.crop import AlignCrop
 from stages.identity import VerifyIdentity
@@ -51,17 +49,6 @@ OPEN = (
     "stages.FollowFace.minimum_frames=12", "stages.FollowFace.minimum_face_px=1",
     "stages.AlignCrop.min_source_px=1", "stages.AlignCrop.max_padded=1",
 )  # fmt: skip
-
-
-@dataclass
-class Good(Source):
-    """The good videos of a manifest."""
-
-    rows: list[Listed]
-
-    def clips(self, store: Storage) -> Iterator[Clip]:
-        for row in self.rows:
-            yield Clip(id=row.name, source=row.name, video=str(row.path), dataset="manifest")
 
 
 def run(
@@ -79,7 +66,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:
         planned = load(workflow, None, [*settings, *OPEN])
         planned = replace(
-            planned, source=Good(rows), steps=tuple(_steps(planned.steps, size)),
+            planned, source=Videos(rows), steps=tuple(_steps(planned.steps, size)),
             storage=planned.storage.model_copy(update={"root": root or folder}),
         )  # fmt: skip
         prepare(planned, until="BalanceIdentities", in_process=bool(in_process))

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from infra.storage import Storage
+from stages.base import Source
+from stages.clip import Clip
+from stages.sources.folder import unit_ids
 
 NEEDED = ("file", "kind", "identity")
 
@@ -23,6 +29,17 @@ class Listed:
     def good(self) -> bool:
         """Whether the clip ought to be kept."""
         return self.kind != "neg"
+
+
+@dataclass
+class Videos(Source):
+    """Some rows of a manifest as a source; `source` of a clip is the name of its row."""
+
+    rows: list[Listed]
+
+    def clips(self, store: Storage) -> Iterator[Clip]:
+        for row, unit in zip(self.rows, unit_ids([row.path.name for row in self.rows]), strict=True):
+            yield Clip(id=unit, source=row.name, video=str(row.path), dataset="manifest")
 
 
 def read(data: Path) -> list[Listed]:
