@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import Storage, StorageError, open_storage
+from pipelines.policy import Policy
 from pipelines.progress import Progress
 from pipelines.workflow import Workflow
 from stages.layouts import (
@@ -90,10 +91,12 @@ def export(
 ) -> tuple[dict[str, Any], str]:
     """Write the clips of one `split` of the dataset to `out`, a folder or s3://bucket/prefix.
 
-    Raises ValueError when there is no dataset, or when `out` holds anything else than this export.
+    Raises ValueError when there is no dataset, when it holds what must not be used, or when `out` holds
+    anything else than this export.
     """
     started = time.monotonic()
     dataset = open_dataset(workflow.store(), version)
+    Policy(workflow, workflow.store()).check_dataset(dataset)
     if dataset.size % 2:
         raise ValueError(f"{dataset.size} px: H.264 and EG3D want an even side; set stages.AlignCrop.size")
     try:

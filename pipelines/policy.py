@@ -140,13 +140,19 @@ class Policy:
             return ref, record if known else None
         if step.name not in self._uncut:
             return ref, None
+        ref = self.allowed_part(ledger, ref)
+        return ref, ledger.current(step.name, step.key, ref, step.barred_key)
+
+    def allowed_part(self, ledger: Ledger, ref: Ref) -> Ref:
+        """A video that was not cut yet, without the parts that the list means; itself when it means none."""
+        if not self.takedown:
+            return ref
         clip = ledger.load(ref, arrays=())
         spans = [self._taken_out(clip, span) for span in clip.listed.get("spans", [])]
         if spans == clip.listed.get("spans", []):
-            return ref, None
+            return ref
         clip = clip.copy(listed={**clip.listed, "spans": spans})
-        ref = Ref(ref.id, clip.digest(), ref.source, ref.identity, clip=clip)
-        return ref, ledger.current(step.name, step.key, ref, step.barred_key)
+        return Ref(ref.id, clip.digest(), ref.source, ref.identity, clip=clip)
 
     def _taken_out(self, clip: Clip, span: Span) -> Span:
         if "error" in span or not self._find_part(clip, span):

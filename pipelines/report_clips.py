@@ -19,6 +19,7 @@ from pipelines.runner import group_outputs, groups_of, listed
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
 from stages.clip import Clip
+from stages.takedown import TAKEN_DOWN
 
 FIGURE_CLIPS = 2000  # histograms read this many clips at most
 KEPT_SHOWN = 16
@@ -91,7 +92,7 @@ def _collect(
     for clip_ref, state, reason, detail in ended:
         sheet = sheets.setdefault((step.name, reason), Sheet(step.name, reason, state))
         sheet.count += 1
-        if len(sheet.clips) < REJECTED_SHOWN:
+        if len(sheet.clips) < REJECTED_SHOWN and reason != TAKEN_DOWN:  # whose pictures nobody may see
             clip = load(ledger, clip_ref)
             if clip is not None:
                 sheet.clips.append((clip, detail))

@@ -34,7 +34,7 @@ stages:
   - use: tiny_people:Cut
   - use: tiny_people:Frames
   - use: tiny_people:Two
-  - {{use: "stages.shards:WriteShards", buckets: 4}}
+  - {{use: "stages.shards:WriteShards", buckets: 8}}
 train: {{variant: "model.config:tiny"}}
 """
 
@@ -377,3 +377,102 @@ def test_arrays_without_a_segment_are_deleted(people: People) -> None:
     people.store.delete(segment)
     forget.forget(people.store, lambda unit: False)
     assert not people.store.exists(segment.removesuffix("jsonl") + "npz")
+
+
+def test_older_versions_and_shards_are_searched_too(people: People) -> None:
+    people.run("source.count=4")
+    first = open_dataset(people.store).version
+    people.run()
+    assert len(list(people.store.list("manifest"))) > len(open_dataset(people.store).manifests)
+    people.name("identity:p1")
+    answer = people.take_down()
+    assert None in answer["shards"].values()             # of the older version: not written again
+    assert [key for key in traces(people.store, ID.format(2)) if not key.startswith("ledger/Fetch")] == []
+    with pytest.raises(ValueError, match="was taken down"):
+        open_dataset(people.store, first)
+    for key in people.store.list("manifest"):
+        manifest = json.loads(people.store.read(key))
+        assert ("taken_down" in manifest) != people.store.exists(manifest.get("tar", "shards/none"))
+
+
+def test_a_shard_that_was_never_committed_is_found(people: People) -> None:
+    people.run()
+    sample = next(s for s in open_dataset(people.store).samples if s.identity == "p1")
+    people.store.write("shards/00000-0123456789abcdef.tar", people.store.read(sample.tar))
+    people.name("identity:p1")
+    people.take_down()
+    assert not people.store.exists("shards/00000-0123456789abcdef.tar")
+
+
+def test_addresses_of_files_are_taken_down_by_address(people: People) -> None:
+    table = people.path.with_name("urls.csv")
+    table.write_text("url\nhttp://x.example/a.mp4?token=t0p\nhttp://x.example/b.mp4\n")
+    changes = ("source.use='stages.sources.urls:Urls'", f"source.location={table}")
+    people.run(*changes)
+    assert len(people.clips()) == 4
+    people.name("url:https://x.example/a.mp4")
+    people.run(*changes)
+    assert {s.source for s in open_dataset(people.store).samples} == {"http://x.example/b.mp4"}
+    assert not [key for key in people.store.list("videos") if "a-mp4" in key]
+    assert people.store.exists("takedown/state.json")
+
+
+def test_a_source_that_cannot_be_listed_does_not_keep_anybody_in_the_store(
+    people: People, caplog: pytest.LogCaptureFixture
+) -> None:
+    people.run()
+    people.name("identity:p1")
+    changes = ("source.use='stages.sources.urls:Urls'", "source.location=gone.csv")
+    answer, _ = takedown.takedown(people.load(*changes))
+    assert len(answer["clips"]) == 2
+    assert "cannot be listed" in caplog.text
+
+
+def test_a_record_that_cannot_be_read_goes(people: People) -> None:
+    people.run()
+    segment = next(key for key in people.store.list("ledger/Frames") if key.endswith(".jsonl"))
+    people.store.write(segment, people.store.read(segment)[:-9])
+    people.name("identity:p1")
+    people.take_down()
+    assert not people.store.exists(segment)
+    assert not people.store.exists(segment.removesuffix("jsonl") + "npz")
+
+
+def test_workers_elsewhere_hear_what_made_the_clips(people: People) -> None:
+    from pipelines.work import ChainSpec
+
+    steps = people.load().steps
+    last = steps[-1]
+    spec = ChainSpec(
+        ((last.use, last.settings),), (last.name,), str(people.root), {}, (), tuple(s.facts for s in steps)
+    )
+    (there,) = spec.build().stages
+    assert [*there._history] == [*last.stage._history] == [step.facts for step in steps]
+    people.run()
+    dataset = open_dataset(people.store)
+    record = dataset.record(dataset.samples[0])
+    assert [stage["stage"] for stage in record["stages"]] == [step.name for step in steps]
+    manifest = json.loads(people.store.read(dataset.manifests[0]))
+    assert manifest["config_sha256"] == record["config_sha256"]
+
+
+def test_the_command_line_answers_in_json_and_refuses_in_one_line(people: People) -> None:
+    from click.testing import CliRunner
+
+    from pipelines.cli import main
+
+    people.run()
+    people.name("identity:p1")
+    arguments = ["takedown", str(people.path), "--set", f"policy.takedown={people.list}"]
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert len(answer["clips"]) == 2
+    assert answer["dataset"] == open_dataset(people.store).version
+    described = CliRunner().invoke(main, ["describe", *arguments[1:], "--json"])
+    assert json.loads(described.stdout.splitlines()[-1])["policy"]["entries"] == 1
+    people.name("identity:p1", "video:")
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"pv3d: {people.list}:2: the id is empty")
+    assert refused.stderr.count("\n") == 1
