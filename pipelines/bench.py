@@ -26,6 +26,7 @@ BENCHES = {
     "identity": "pipelines.benches.identity:run",
     "landmarks": "pipelines.benches.landmarks:run",
     "model": "model.bench:run",
+    "mutants": "pipelines.benches.mutants:run",
 }
 
 

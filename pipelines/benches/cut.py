@@ -150,7 +150,7 @@ def _decode_to(container: Any, stream: Any, end_s: float) -> int:
 
 
 def scene(count: int) -> Iterator[NDArray[np.uint8]]:
-    """uint8 [720, 1280, 3] RGB: a textured head that moves before a textured wall, a swaying camera, grain."""
+    """uint8 [720, 1280, 3] RGB: a textured head moves before a textured wall; the camera sways; grain."""
     import cv2
 
     random = np.random.default_rng(0)
