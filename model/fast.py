@@ -155,7 +155,8 @@ def _clamp_(y: Tensor, clamp: float | None) -> float | None:
     if clamp is None:
         return None
     if y.device.type == "cpu":
-        low, high = torch.aminmax(y)
+        last = y.is_contiguous(memory_format=torch.channels_last)
+        low, high = torch.aminmax(y.permute(0, 2, 3, 1) if last else y)  # as it lies: it would copy y else
         if -clamp < float(low) and float(high) < clamp:
             return None
     y.clamp_(-clamp, clamp)
@@ -232,11 +233,12 @@ class ModulatedLayer(torch.autograd.Function):
         if ctx.up:
             g = ops.FirUp.apply(g, kernel * 4, 1, 1, (0, 0))
         g_x = g_weight = g_styles = None
+        w = weight.to(x.dtype)
         if need_w:
-            g_weight = _layer_backward(g, x * _map(styles, x), weight, ctx.up, [False, True, False])[1]
+            g_weight = _layer_backward(g, x * _map(styles, x), w, ctx.up, [False, True, False])[1]
             g_weight = (g_weight.transpose(0, 1) if ctx.up else g_weight).to(weight.dtype)
         if need_x or need_styles:
-            g_modulated = _layer_backward(g, x, weight, ctx.up, [True, False, False])[0]
+            g_modulated = _layer_backward(g, x, w, ctx.up, [True, False, False])[0]
             del g
             if need_styles:
                 g_styles = (g_modulated * x).sum(dim=(2, 3), dtype=precise).to(styles.dtype)
@@ -244,9 +246,9 @@ class ModulatedLayer(torch.autograd.Function):
         return g_x, g_weight, g_styles, g_scale, g_noise, g_bias, None, None, None
 
 
-def _layer_backward(g: Tensor, x: Tensor, weight: Tensor, up: bool, mask: list[bool]) -> Any:
+def _layer_backward(g: Tensor, x: Tensor, w: Tensor, up: bool, mask: list[bool]) -> Any:
     """Derivatives of a modulated layer's convolution of `x`; for that by x only its shape is read."""
-    w, stride, padding = weight.to(x.dtype), 1, weight.shape[-1] // 2
+    stride, padding = 1, w.shape[-1] // 2
     if up:
         w, stride, padding = w.transpose(0, 1), 2, 0
     return torch.ops.aten.convolution_backward(

@@ -23,7 +23,7 @@ from model.camera import CAMERA_DIM, check_cameras
 from model.config import ModelConfig
 from model.stylegan import NoiseMode, ToRGB
 from model.superres import SuperResolution
-from model.triplane import Decoder, sample_planes
+from model.triplane import Decoder, plane_layout, sample_planes
 
 
 @dataclass
@@ -192,6 +192,7 @@ class Generator(nn.Module):
         depths = rendering.stratified_depths(
             start, end, r.samples_coarse, jitter, disparity=r.disparity_sampling
         )
+        planes = plane_layout(planes)  # once for both passes
         parts: Any = {"axes": self.plane_axes, "box_warp": r.box_warp, "decoder": self.decoder}
         colour, density = rendering.shade(planes, origins, directions, depths, **parts)
         colours = [colour]
