@@ -2,7 +2,8 @@
 
 Both steps are similarities, so they compose to one: turn by the FFHQ quad's axis, then scale and shift so
 that a face model fitted to five points (POS) has its origin in the middle and a fixed size. Resampling once
-keeps the picture sharper than the two or three warps of the published chain, and needs no padded copy.
+keeps the picture sharper than the two or three warps of the published chain, and needs no padded copy: what
+that chain paints where its squares leave the frame is painted over the crop (`stages.padding`).
 
 Coordinates: px, x right, y down, the centre of the top left pixel is (0, 0), as everywhere in a `Clip`.
 """
@@ -25,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from infra.storage import Storage
 from stages.base import Drop, Stage
 from stages.clip import Clip
+from stages.padding import blend
 from stages.smooth import check_not_negative, low_pass
 
 Array = NDArray[np.float64]
@@ -46,6 +48,7 @@ RECROP_SCALE = 300.0             # px per unit of the standard points ...
 RECROP_SIZE = 1024               # ... in EG3D's second image,
 RECROP_CENTRE = 700              # whose middle is kept
 
+PADDINGS = ("ffhq", "mirror")
 PADDING_GRID = 64                # points per side at which a crop is tested for lying inside the frame
 
 
@@ -95,29 +98,56 @@ def pos(five: ArrayLike, standard: Array = STANDARD_FIVE) -> tuple[Array, Array]
     return np.linalg.norm(axes, axis=-2).mean(axis=-1), rows[..., 3, :]
 
 
-def recrop(five: ArrayLike, height: float, size: int) -> Array:
-    """[..., 5, 2] px of an upright image of `height` -> [..., 2, 3]: its px to px of the final crop."""
+def recrop(five: ArrayLike, height: float, size: int, whole_pixels: bool = True) -> Array:
+    """[..., 5, 2] px of an upright square image of `height` -> [..., 2, 3]: its px to px of the final crop.
+
+    The published re-crop resizes to whole pixels and cuts at whole ones, rounded down. Without
+    `whole_pixels` nothing is rounded.
+    """
     points = np.array(five, np.float64)
     points[..., 1] = height - 1 - points[..., 1]
     scale, origin = pos(points)
-    origin[..., 1] = height - 1 - origin[..., 1]
-    drawn = (RECROP_SCALE / scale)[..., None]        # px of EG3D's second image per px of the first
-    # EG3D takes the index of a pixel for the place of its edge, half a pixel of the first image off, with y
-    # pointing up; and cuts at whole pixels, rounded down, on average half a pixel of the second one off.
-    middle = RECROP_CENTRE / 2 + 0.5 + drawn * (0.5, -0.5)
-    zoom = drawn * (size / RECROP_CENTRE)
-    linear = zoom[..., None] * np.eye(2)
-    shift = middle * (size / RECROP_CENTRE) - 0.5 - zoom * origin
+    zoom = (RECROP_SCALE / scale)[..., None]         # px of EG3D's second image per px of the first
+    width = zoom * height
+    if whole_pixels:
+        width = np.trunc(width)
+    # Where the cut begins: the index of a pixel is taken for the place of its edge, with y pointing up.
+    corner = (width - RECROP_SIZE) / 2 + (origin - height / 2) * (1, -1) * zoom
+    if whole_pixels:
+        corner, zoom = np.trunc(corner), width / height
+    corner += (RECROP_SIZE - RECROP_CENTRE) / 2
+    final = size / RECROP_CENTRE
+    linear = (final * zoom)[..., None] * np.eye(2)
+    shift = final * (0.5 * zoom - corner) - 0.5
     return np.concatenate([linear, shift[..., None]], axis=-1)
 
 
-def crop_transforms(landmarks: ArrayLike, size: int) -> Array:
-    """[..., 68, 2] source px -> [..., 2, 3]: source px to px of the crop, each frame by itself."""
+def crop_transforms(landmarks: ArrayLike, size: int, whole_pixels: bool = True) -> Array:
+    """[..., 68, 2] source px -> [..., 2, 3]: source px to px of the crop, each frame by itself.
+
+    `whole_pixels` as in `recrop`.
+    """
     first = quad_to_square(ffhq_quad(landmarks), FFHQ_SIZE)
-    second = recrop(five_points(apply(first, landmarks)), FFHQ_SIZE, size)
+    second = recrop(five_points(apply(first, landmarks)), FFHQ_SIZE, size, whole_pixels)
     linear = second[..., :2] @ first[..., :2]
     shift = _apply(second[..., :2], first[..., 2]) + second[..., 2]
     return np.concatenate([linear, shift[..., None]], axis=-1)
+
+
+def clip_transforms(
+    landmarks: ArrayLike, size: int, fps: float, centre_sigma_s: float, scale_sigma_s: float
+) -> Array:
+    """[T, 68, 2] source px -> [T, 2, 3] of a clip: `crop_transforms`, low-passed over time.
+
+    Rounding each frame to whole pixels would shake the picture. Its mean over the clip is kept, so that a
+    still face is cut exactly as published.
+    """
+    exact, even = (crop_transforms(landmarks, size, whole) for whole in (True, False))
+    middle = np.full((1, 2), (size - 1) / 2)
+    rounding = apply(exact, apply(invert(even), middle)) - middle
+    transforms = smooth_transforms(even, size, fps, centre_sigma_s, scale_sigma_s)
+    transforms[..., 2] += rounding.mean(axis=(0, 1))
+    return transforms
 
 
 def smooth_transforms(
@@ -163,13 +193,15 @@ def warp(frame: NDArray[np.uint8], transform: Array, size: int, oversample: int)
     """Cut uint8 [size, size, 3] out of a frame; what lies outside it is its mirror image.
 
     `oversample` times finer samples are averaged, so that a large face does not alias when it shrinks.
+    Bilinear, as the published chain is where it enlarges.
     """
     import cv2
 
     fine = oversample * transform + [[0, 0, (oversample - 1) / 2]] * 2
-    flags = cv2.INTER_CUBIC if oversample == 1 else cv2.INTER_LINEAR
     side = size * oversample
-    picture = cv2.warpAffine(frame, fine, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    picture = cv2.warpAffine(
+        frame, fine, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
     if oversample > 1:
         picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(picture, np.uint8)
@@ -184,6 +216,7 @@ class AlignCrop(Stage):
     centre_sigma_s: float = 0.04             # s, Gaussian over time on the place of the square
     scale_sigma_s: float = 0.12              # s, on its size and turn
     max_padded: float = 0.3                  # largest share of a square that may lie outside the frame
+    padding: str = "ffhq"                    # blurred, as published, also just inside; or mirror: plain
     min_source_px: float = 128               # smallest side of a square in the source
 
     name: ClassVar[str] = "AlignCrop"
@@ -198,6 +231,8 @@ class AlignCrop(Stage):
         )  # fmt: skip
         if self.size < 16 or self.size % 2:
             raise ValueError(f"size: {self.size} is no side of a training square; give an even 16 or more")
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding: {self.padding!r} is unknown; give {' or '.join(PADDINGS)}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality: {self.quality} is no JPEG quality; give 1 to 100")
 
@@ -208,13 +243,15 @@ class AlignCrop(Stage):
         self._store = store
 
     def process(self, clip: Clip) -> Iterator[Clip]:
-        each = crop_transforms(clip.need("smooth_landmarks"), self.size)
-        transforms = smooth_transforms(each, self.size, clip.fps, self.centre_sigma_s, self.scale_sigma_s)
+        landmarks = clip.need("smooth_landmarks")
+        transforms = clip_transforms(
+            landmarks, self.size, clip.fps, self.centre_sigma_s, self.scale_sigma_s
+        )
         zoom = np.sqrt(np.linalg.det(transforms[:, :, :2]))
         padded = self._check(clip, transforms, zoom)
         key = f"aligned/{clip.id}-{self._digest(clip)}.tar"
         oversample = max(1, int(np.ceil(1 / zoom.min())))
-        self._write(key, clip, transforms, oversample)
+        self._write(key, clip, transforms, ffhq_quad(landmarks), oversample)
         yield clip.copy(
             crop_transforms=transforms, crop_size=self.size, padded_fraction=padded, aligned=key
         )
@@ -239,7 +276,7 @@ class AlignCrop(Stage):
         text = clip.digest() + json.dumps([self.version, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def _write(self, key: str, clip: Clip, transforms: Array, oversample: int) -> None:
+    def _write(self, key: str, clip: Clip, transforms: Array, quads: Array, oversample: int) -> None:
         import cv2
 
         from stages.video import read_frames, resolve
@@ -250,8 +287,11 @@ class AlignCrop(Stage):
             local = Path(folder, "aligned.tar")
             with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
                 frames = read_frames(path, clip.need("frame_times_s"))
-                for index, (frame, transform) in enumerate(zip(frames, transforms, strict=True)):
+                each = zip(frames, transforms, quads, strict=True)
+                for index, (frame, transform, quad) in enumerate(each):
                     square = warp(frame, transform, self.size, oversample)
+                    if self.padding == "ffhq":
+                        square = blend(square, frame, transform, quad)
                     ok, data = cv2.imencode(".jpg", cv2.cvtColor(square, cv2.COLOR_RGB2BGR), how)
                     assert ok
                     member = tarfile.TarInfo(f"{index:04d}.jpg")

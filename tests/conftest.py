@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests" / "pipelines"))  # tiny_stages, by name, here and in workers
+sys.path.append(str(ROOT / "tests" / "stages"))     # two_step
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from stages.crop import (
     STANDARD_FIVE,
     AlignCrop,
     apply,
+    clip_transforms,
     crop_transforms,
     ffhq_quad,
     five_points,
@@ -98,6 +99,27 @@ def test_inverse_undoes() -> None:
     transform = similarity(0.3, 25, (100, -7))
     points = RANDOM.normal(size=(9, 2))
     np.testing.assert_allclose(apply(invert(transform), apply(transform, points)), points, atol=1e-12)
+
+
+def test_a_still_face_is_cut_at_the_published_whole_pixels() -> None:
+    still = np.tile(face(turn_deg=7), (30, 1, 1))
+    expected = crop_transforms(still, SIZE)
+    found = clip_transforms(still, SIZE, 25, 0.04, 0.12)
+    corners = np.array([(0, 0), (SIZE, 0), (0, SIZE), (SIZE, SIZE)], np.float64)
+    seen = apply(invert(expected), np.tile(corners, (30, 1, 1)))
+    np.testing.assert_allclose(apply(found, seen), np.tile(corners, (30, 1, 1)), atol=0.2)
+    even = crop_transforms(still, SIZE, whole_pixels=False)
+    assert np.abs(apply(even, seen) - corners).max() > 0.3
+
+
+def test_a_moving_face_is_not_shaken_by_whole_pixels() -> None:
+    moving = np.tile(face(), (60, 1, 1))
+    moving[:, 30, 1] += 0.03 * np.arange(60)  # the tip of the nose sinks
+    spot = np.tile([[[400.0, 300.0]]], (60, 1, 1))
+    ways = clip_transforms(moving, SIZE, 25, 0, 0), crop_transforms(moving, SIZE)
+    shaking = [np.abs(np.diff(apply(transforms, spot), 2, axis=0)).max() for transforms in ways]
+    assert shaking[0] < 0.01
+    assert shaking[1] > 0.5
 
 
 def test_smoothing_keeps_a_still_crop_and_calms_a_shaking_one() -> None:
@@ -195,7 +217,9 @@ def test_rejects_a_small_face(clip: Clip, store) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"size": 0}, {"size": 33}, {"quality": 101}, {"max_padded": -0.1}, {"scale_sigma_s": -1}]
+    "settings",
+    [{"size": 0}, {"size": 33}, {"quality": 101}, {"max_padded": -0.1}, {"scale_sigma_s": -1},
+     {"padding": "black"}],
 )
 def test_refuses_settings_that_mean_nothing(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
