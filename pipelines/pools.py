@@ -24,6 +24,8 @@ class Work:
     group: str | None = None
     alone: bool = False                      # its worker died before: one stage, in a process of its own
     attempts: int = 1
+    fed: Ref | None = None                   # the unit whose video it is; see `pipelines.videos`
+    anew: bool = False                       # it brings a video again that was there before
 
     @property
     def last(self) -> int:
@@ -63,12 +65,14 @@ class Pool:
 
 
 def make_pools(steps: Sequence[Step], offset: int) -> list[Pool]:
-    """Fuse adjacent per-clip steps of equal needs. A step that cuts ends its pool: it multiplies units."""
+    """Fuse adjacent per-clip steps of equal needs. A step that cuts ends its pool: it multiplies units.
+    One that fetches has one of its own: what comes out is seen."""
     pools: list[Pool] = []
     for number, step in enumerate(steps):
         before = pools[-1].steps[-1] if pools else None
         fits = before and before.resources == step.resources and before.workers == step.workers
-        if fits and before and "frame_times_s" not in before.stage.writes:
+        fetches = any(isinstance(one.stage, Stage) and one.stage.fetches for one in (step, before) if one)
+        if fits and before and "frame_times_s" not in before.stage.writes and not fetches:
             pools[-1].steps.append(step)
         else:
             pools.append(Pool([step], offset + number))

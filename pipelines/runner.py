@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from infra.storage import Storage
 from pipelines.groups import clips_of, in_storage_order, is_light, restore
@@ -17,6 +17,7 @@ from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_dige
 from pipelines.policy import Policy
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
+from pipelines.videos import Videos
 from pipelines.work import Chain
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
@@ -205,26 +206,41 @@ class _Run:
         pools = make_pools(self.steps[start:end], start)
         pool_of = [pool for pool in pools for _ in pool.steps]
         ended: list[Ref] = []
+        videos = Videos(self.steps, start, end, self.workflow.steps, self.ledger, self.store)
 
-        def advance(refs: list[Ref], index: int, alone: bool = False) -> None:
-            """Follow units through what is done already, and queue them where work begins."""
-            waiting = [(ref, index) for ref in refs]
+        def queue(ref: Ref, at: int, fed: Ref | None, alone: bool = False, anew: bool = False) -> None:
+            pool = pool_of[at - start]
+            self.progress.expect(self.steps[at].name)
+            position = at - pool.offset
+            careful = alone and position > 0  # the next pool starts afresh
+            attempts = 1 + careful
+            pool.queue.append(Work(pool, position, [ref], None, careful, attempts, fed, anew))
+            videos.began(fed)
+
+        def advance(refs: list[Ref], index: int, after: Work | None = None, idle: bool = False) -> None:
+            """Follow units through what is done already, and queue them where work begins, unless `idle`."""
+            fed, alone = (after.fed, after.alone) if after else (None, False)
+            waiting = [(ref, index, fed) for ref in refs]
             while waiting:
-                ref, at = waiting.pop()
+                ref, at, fed = waiting.pop()
                 if not self._admitted([ref], at):
                     continue
                 if at == end:
                     ended.append(ref)
                     continue
-                step, pool = self.steps[at], pool_of[at - start]
-                ref, record = self.policy.current(self.ledger, step, ref)
+                fed = ref if at == videos.at else fed
+                if at == videos.at + 1 > start:
+                    videos.came(fed, ref)
+                ref, record = self.policy.current(self.ledger, self.steps[at], ref)
                 if record is None or record.again:
-                    self.progress.expect(step.name)
-                    position = at - pool.offset
-                    careful = alone and position > 0  # the next pool starts afresh
-                    pool.queue.append(Work(pool, position, [ref], alone=careful, attempts=1 + careful))
+                    if not idle:
+                        queue(ref, at, fed, alone)
+                    continue
+                outputs = self.ledger.outputs(record)
+                if at == videos.at and self._to_do(outputs, at + 1, videos) and videos.lost(outputs):
+                    queue(ref, at, fed, anew=True)
                 else:
-                    waiting.extend((out, at + 1) for out in self.ledger.outputs(record))
+                    waiting.extend((out, at + 1, fed) for out in outputs)
 
         more = True
         while True:
@@ -238,10 +254,23 @@ class _Run:
                 if not more:
                     break
                 continue
-            self._turn(pools, lambda outcome: self._settle(outcome, advance))
+            self._turn(pools, lambda outcome: videos.ended(outcome.work.fed, self._settle(outcome, advance)))
         if self._executor is not None:
             self._executor.release(pools)
         return ended
+
+    def _to_do(self, refs: list[Ref], index: int, videos: Videos) -> bool:
+        """Whether anything that came of a video is still to be done, from its pixels."""
+        waiting = [(ref, index) for ref in refs]
+        while waiting:
+            ref, at = waiting.pop()
+            if not videos.used_from(at) or not self._admitted([ref], at):
+                continue
+            ref, record = self.policy.current(self.ledger, self.steps[at], ref)
+            if record is None or record.again:
+                return True
+            waiting.extend((out, at + 1) for out in self.ledger.outputs(record))
+        return False
 
     @property
     def _window(self) -> int:
@@ -259,22 +288,29 @@ class _Run:
         self.ledger.flush(due=True)
         self.progress.tick()
 
-    def _settle(self, outcome: Outcome, advance: Callable[[list[Ref], int, bool], None]) -> None:
-        """Record what a work came to, and send on what came out of it."""
+    def _settle(self, outcome: Outcome, advance: Callable[..., None]) -> bool | None:
+        """Record what a work came to, and send on what came out of it. Returns whether the next run does it
+        again, None when this one does."""
         work = outcome.work
-        pool = work.pool
+        pool, step, ref = work.pool, work.pool.steps[work.first], work.refs[0]
         if outcome.lost and not work.alone:
-            log.warning("%s: %s at %s; trying it alone", work.refs[0].id, outcome.lost, pool.name)
-            pool.queue.appendleft(Work(pool, work.first, work.refs, alone=True, attempts=work.attempts + 1))
-            return
+            log.warning("%s: %s at %s; trying it alone", ref.id, outcome.lost, pool.name)
+            pool.queue.appendleft(replace(work, alone=True, attempts=work.attempts + 1))
+            return None
+        if work.anew and not any(out.state == "ok" for piece in outcome.pieces[:1] for out in piece.outputs):
+            why = outcome.lost or outcome.pieces[0].reason
+            log.warning("%s: its video does not come again (%s); what needs it stays to do", ref.id, why)
+            self._count(step)
+            before = self.ledger.outputs(self.ledger.records(step.name)[ref.id])
+            advance(before, pool.offset + work.first + 1, work, idle=True)
+            return True
         if outcome.lost:
-            step, ref = pool.steps[work.first], work.refs[0]
             log.warning("%s: %s at %s; it is given up", ref.id, outcome.lost, step.name)
             record = Record(ref.id, ref.source, step.key, ref.digest, "failed", outcome.lost)
             record.attempts = work.attempts
             self.ledger.add(step.name, record, [])
             self._count(step)
-            return
+            return False
         for piece in outcome.pieces:
             step = pool.steps[piece.stage]
             if piece.stage > work.first:
@@ -287,7 +323,8 @@ class _Run:
             refs = self.ledger.add(step.name, record, piece.clips)
             self._count(step)
             if piece.stage == work.last:
-                advance(refs, pool.offset + piece.stage + 1, work.alone)
+                advance(refs, pool.offset + piece.stage + 1, work)
+        return any(piece.again for piece in outcome.pieces)
 
     def _count(self, step: Step, units: int = 1) -> None:
         self.progress.done(step.name, units)

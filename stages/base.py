@@ -91,9 +91,17 @@ class Stage:
     resources: ClassVar[Resources] = Resources()
     version: ClassVar[int] = 1                       # raise it when the same settings give other output
     timeout_s: ClassVar[float] = 3600.0              # of one unit, unless the workflow says otherwise
+    fetches: ClassVar[bool] = False                  # brings videos into the store; see `lost` and `release`
 
     def setup(self, store: Storage) -> None:
         """Load models and open what is needed, once per worker, before the first `process`."""
+
+    def lost(self, store: Storage, clip: Clip) -> bool:
+        """Whether the video of `clip`, which came out of this stage, is no longer in the store."""
+        return False
+
+    def release(self, store: Storage, clip: Clip) -> None:
+        """Called on the driver when no stage needs the video of `clip`, which came out of this, any more."""
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         """Yield none, one or many clips. Raise `Drop` to reject `clip` as a whole.

@@ -17,13 +17,13 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from infra.storage import StorageError
+from infra.storage import Storage, StorageError
 from stages import ytdlp
-from stages.base import Drop, Rejected, Resources, TryLater
+from stages.base import PACE, Drop, Rejected, Resources, TryLater
 from stages.clip import Clip
 from stages.sources import lists
 from stages.sources.lists import Span
@@ -31,6 +31,7 @@ from stages.web import WebStage
 from stages.ytdlp import Fetched, Section
 
 PAD_S = 1.0                      # around every wanted part, so that its first and last frames are there
+OURS = "store:videos/"           # how `Clip.video` begins when we brought it
 NEAR_S = 20.0                    # parts as near as this share one section
 
 
@@ -61,11 +62,22 @@ class Download(WebStage):
     """
 
     sections: bool = True                    # only the wanted seconds, where ffmpeg is there
+    # False: a video is deleted when all its clips are through the stages that read it, and comes again when a
+    # changed setting needs it.
+    keep_videos: bool = field(default=True, metadata=PACE)
 
     name: ClassVar[str] = "Download"
     reads: ClassVar[tuple[str, ...]] = ("video",)
     writes: ClassVar[tuple[str, ...]] = ("video", "fingerprint")
     resources: ClassVar[Resources] = Resources(cpus=0.25)
+    fetches: ClassVar[bool] = True
+
+    def lost(self, store: Storage, clip: Clip) -> bool:
+        return clip.video.startswith(OURS) and not store.exists(clip.video.removeprefix("store:"))
+
+    def release(self, store: Storage, clip: Clip) -> None:
+        if not self.keep_videos and clip.video.startswith(OURS):
+            store.delete(clip.video.removeprefix("store:"))
 
     def visit(self, clip: Clip) -> Iterator[Clip | Rejected]:
         if lists.is_here(clip.video):

@@ -20,12 +20,13 @@ from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 
 from infra.storage import Storage
+from stages.base import TryLater
 from stages.decoder import DecodeError, Reader, Timed, VideoInfo
 from stages.pictures import EXACT, Frame
 
 __all__ = [
-    "DecodeError", "Frame", "Reader", "VideoInfo", "frame_times", "probe", "read_all", "read_frames",
-    "resolve", "write_video",
+    "DecodeError", "Frame", "MissingVideoError", "Reader", "VideoInfo", "frame_times", "probe", "read_all",
+    "read_frames", "resolve", "write_video",
 ]
 
 LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted times after it
@@ -35,11 +36,15 @@ LAST_FRAME_S = 0.2               # how long the last frame may stand for wanted 
 H264 = {"preset": "veryfast", "x264-params": "threads=1:sliced-threads=0:mbtree=0"}
 
 
+class MissingVideoError(TryLater, DecodeError):
+    """A downloaded video was deleted: nothing is wrong with the clip, and the video may come again."""
+
+
 @contextlib.contextmanager
 def resolve(store: Storage, video: str) -> Iterator[Path]:
     """A local path of `Clip.video` while the context lasts: an absolute path, "store:<key>" or "s3://…".
 
-    Raises DecodeError when there is no such file.
+    Raises MissingVideoError for what is no longer in the store, DecodeError when there is no such file.
     """
     if not video.startswith(("store:", "s3://")):
         yield Path(video)
@@ -53,6 +58,8 @@ def resolve(store: Storage, video: str) -> Iterator[Path]:
 
                 path = stack.enter_context(fetched(video, store.s3))
         except FileNotFoundError:
+            if video.startswith("store:"):
+                raise MissingVideoError(f"{video} is not there", "video missing") from None
             raise DecodeError(f"{video} is not there") from None
         yield path
 

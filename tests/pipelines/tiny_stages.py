@@ -190,3 +190,45 @@ class Guarded(Mark):
             note(self.store, "Asked", clip.id)
             raise Barred("gated: members only")
         yield from super().process(clip)
+
+
+@dataclass
+class Fetch(Stage):
+    """Brings every video into the store, unless "offline" is there; notes how many videos are there then."""
+
+    keep: bool = field(default=True, metadata=PACE)
+    name: ClassVar[str] = "Fetch"
+    reads: ClassVar[tuple[str, ...]] = ("video",)
+    writes: ClassVar[tuple[str, ...]] = ("video",)
+    fetches: ClassVar[bool] = True
+
+    def setup(self, store):
+        self.store = store
+
+    def lost(self, store, clip):
+        return not store.exists(clip.video.removeprefix("store:"))
+
+    def release(self, store, clip):
+        if not self.keep:
+            store.delete(clip.video.removeprefix("store:"))
+
+    def process(self, clip):
+        note(self.store, self.name, clip.id)
+        if Path(self.store.root, "offline").exists():
+            raise Drop("gone: removed")
+        self.store.write(f"videos/{clip.id}.mp4", b"film")
+        note(self.store, "present", len(list(self.store.list("videos"))))
+        yield clip.copy(video=f"store:videos/{clip.id}.mp4")
+
+
+@dataclass
+class Look(Mark):
+    """Marks, from the pixels of the video."""
+
+    name: ClassVar[str] = "Look"
+    reads: ClassVar[tuple[str, ...]] = ("video", "frame_times_s")
+
+    def process(self, clip):
+        if not self.store.exists(clip.video.removeprefix("store:")):
+            raise TryLater("video missing")
+        yield from super().process(clip)
