@@ -6,7 +6,7 @@ from infra import weights
 from stages.backends.identity_file import Facts
 from stages.backends.onnx_identity import OnnxIdentity
 
-# Measured on 49 clips of 32 people; see docs/identity.md.
+# Measured on 51 clips of 32 people: docs/identity.md.
 FACTS = Facts(
     same_person=0.45, same_cluster=0.43,
     mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), mirror=True,      # ImageNet's
