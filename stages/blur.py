@@ -18,9 +18,9 @@ def sharpness(frame: NDArray[np.uint8], box: Box) -> float:
     What is blurred already loses little (after Crete et al., 2007). The sharper one of the two directions
     counts: motion blurs one, a lens out of focus both.
 
-    Measured on 41 talking heads of 256 to 1280 px, median of a clip: 0.61 to 0.83 as they are, with motion
+    Measured on 41 talking heads of 256 to 1280 px, median of a clip: 0.61 to 0.80 as they are, with motion
     blur in two of them. Blurred by a Gaussian whose sigma is 2 % of the face's side, and compressed to a JPEG
-    of quality 60: 0.54 at most; 3 %: 0.41; 4 %: 0.37; 6 %: 0.36.
+    of quality 60: 0.55 at most; 3 %: 0.40; 4 %: 0.36; 6 %: 0.34.
     """
     import cv2
 

@@ -19,6 +19,7 @@ Points = NDArray[np.float32]     # [P, 2]
 
 DETECT_PIXELS = 360_000          # px, area of the picture that a face is looked for in first: 800 x 450
 SEEN_FROM = 1.5                  # faces are shown to the detector this much larger than its smallest
+CLOSER = 5                       # looks, of which one is a closer one where nobody is found
 NEAR_PX = 80.0                   # and one that is looked for nearby has at least this side
 
 # In sides of the face's box:
@@ -76,8 +77,8 @@ class Track:
 
     def nothing(self) -> float:
         """Side in px of the largest face that a closer look at the last picture finds; 0 without any."""
-        closer = self.model.detect(self.last_look) if self.last_look is not None else []
-        return max((boxes.side(d.box) for d in closer if d.score >= self.model.believe_above), default=0.0)
+        seen = self._closer(self.last_look) if self.last_look is not None else []
+        return max((boxes.side(d.box) for d in seen if d.score >= self.model.believe_above), default=0.0)
 
     def _missing(self) -> int:
         """How many of the last frames are without the face; more than longest_gap + 1 are not counted."""
@@ -159,6 +160,8 @@ class Track:
         """Find the face anew in this frame: the one that was just lost, or another."""
         seen = self._detect_near(frame, self._box) if self._box is not None else []
         chosen = self._choose(seen) or self._choose(self._detect(frame, self._box))
+        if chosen is None and self._box is None and (len(self.points) - 1) % (CLOSER * self.every) == 0:
+            chosen = self._choose(self._closer(frame))
         if chosen is None:
             return
         if self._box is None and any(points is not None for points in self.points):
@@ -199,6 +202,15 @@ class Track:
             size = (max(round(frame.shape[1] * scale), 1), max(round(frame.shape[0] * scale), 1))
             frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
         return [Detection(boxes.scaled(d.box, 1 / scale), d.score) for d in self.model.detect(frame)]
+
+    def _closer(self, frame: Picture) -> list[Detection]:
+        """Faces that are small in a large frame: it is looked at as a whole, and by quarters that overlap."""
+        height, width = (max(n // 4, 1) for n in frame.shape[:2])
+        seen = list(self.model.detect(frame))
+        for x, y in ((x * width, y * height) for y in range(3) for x in range(3)):
+            part = np.ascontiguousarray(frame[y:y + 2 * height, x:x + 2 * width])
+            seen += [Detection(boxes.shifted(d.box, x, y), d.score) for d in self.model.detect(part)]
+        return sorted(seen, key=lambda d: (-d.score, d.box))
 
     def _detect_near(self, frame: Picture, box: Box) -> list[Detection]:
         """Faces around `box`, looked for in its surroundings alone, enlarged or shrunk."""

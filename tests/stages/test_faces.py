@@ -366,6 +366,17 @@ def test_a_mesh_is_divided_as_the_points_are(
 
 
 @pytest.mark.timeout(300)
+def test_a_face_of_a_few_pixels_is_too_small_rather_than_none(
+    tmp_path: Path, grace: Picture, mesh_stage: FollowFace
+) -> None:
+    tiny = moving(grace, 10, scale=0.17, size=(1280, 720))           # 31 px
+    with pytest.raises(Drop, match="face too small"):
+        follow(mesh_stage, clip_of(tmp_path / "a.mp4", tiny))
+    with pytest.raises(Drop, match="no face"):
+        follow(mesh_stage, clip_of(tmp_path / "b.mp4", [blank(f) for f in tiny]))
+
+
+@pytest.mark.timeout(300)
 def test_talking_heads_are_sharp_enough_and_blurred_ones_are_not(
     tmp_path: Path, shared_data: Path, mesh_stage: FollowFace
 ) -> None:
