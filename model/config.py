@@ -6,13 +6,17 @@ This file needs no torch.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import types
-import typing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal
+
+from model.plain import from_dict, require, suggest, to_dict, with_changes
+from model.recipe import Recipe
+
+__all__ = [
+    "DiscriminatorConfig", "ModelConfig", "MotionConfig", "Recipe", "RenderingConfig",
+    "SuperResolutionConfig", "Variant", "from_dict", "to_dict", "variant", "with_changes",
+]  # fmt: skip
 
 PlaneAxes = tuple[str | tuple[tuple[float, ...], ...], ...]
 
@@ -156,127 +160,61 @@ class ModelConfig:
         d, r, s = self.discriminator, self.rendering, self.superresolution
         for name in ("img_resolution", "plane_resolution"):
             value = getattr(self, name)
-            _require(value >= 8 and value & (value - 1) == 0, name, value, "a power of two, 8 or more")
+            require(value >= 8 and value & (value - 1) == 0, name, value, "a power of two, 8 or more")
         sizes = ("z_dim", "z_m_dim", "w_dim", "mapping_layers", "channel_base", "channel_max",
                  "plane_features", "decoder_hidden")  # fmt: skip
         for name in sizes:
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _require(self.frames_span >= 2, "frames_span", self.frames_span, "2 frames or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.frames_span >= 2, "frames_span", self.frames_span, "2 frames or more")
         blocks = len(self.block_resolutions)
-        _require(0 <= self.motion.blocks <= blocks, "motion.blocks", self.motion.blocks,
+        require(0 <= self.motion.blocks <= blocks, "motion.blocks", self.motion.blocks,
                  f"0 to {blocks}, the blocks at plane_resolution {self.plane_resolution}")  # fmt: skip
-        _require(self.motion.code == "z_m" or self.z_dim == self.z_m_dim, "motion.code", self.motion.code,
+        require(self.motion.code == "z_m" or self.z_dim == self.z_m_dim, "motion.code", self.motion.code,
                  f"'z_m', or z_m_dim equal to z_dim {self.z_dim}")  # fmt: skip
         named = not isinstance(self.plane_axes, str) or self.plane_axes in NAMED_PLANE_AXES
-        _require(
+        require(
             named, "plane_axes", self.plane_axes, f"one of {sorted(NAMED_PLANE_AXES)} or a list of planes"
         )
         if not isinstance(self.plane_axes, str):
-            _require(len(self.plane_axes) >= 1, "plane_axes", self.plane_axes, "at least one plane")
+            require(len(self.plane_axes) >= 1, "plane_axes", self.plane_axes, "at least one plane")
             for plane in self.plane_axes:
                 ok = (len(plane) == 2 and set(plane) <= set("xyz") if isinstance(plane, str)
                       else len(plane) == 2 and all(len(row) == 3 for row in plane))  # fmt: skip
-                _require(ok, "plane_axes", plane, "two letters of x, y, z such as 'xz', or a 2 x 3 matrix")
-        _require(r.resolution >= 1, "rendering.resolution", r.resolution, "1 or more")
-        _require(r.samples_coarse >= 2, "rendering.samples_coarse", r.samples_coarse, "2 or more")
-        _require(r.samples_fine >= 0, "rendering.samples_fine", r.samples_fine, "0 or more")
-        _require(r.samples_fine == 0 or r.samples_coarse >= 4, "rendering.samples_coarse", r.samples_coarse,
+                require(ok, "plane_axes", plane, "two letters of x, y, z such as 'xz', or a 2 x 3 matrix")
+        require(r.resolution >= 1, "rendering.resolution", r.resolution, "1 or more")
+        require(r.samples_coarse >= 2, "rendering.samples_coarse", r.samples_coarse, "2 or more")
+        require(r.samples_fine >= 0, "rendering.samples_fine", r.samples_fine, "0 or more")
+        require(r.samples_fine == 0 or r.samples_coarse >= 4, "rendering.samples_coarse", r.samples_coarse,
                  "4 or more with importance samples, or samples_fine 0")  # fmt: skip
-        _require((r.ray_start is None) == (r.ray_end is None), "rendering.ray_end", r.ray_end,
+        require((r.ray_start is None) == (r.ray_end is None), "rendering.ray_end", r.ray_end,
                  "a number with a numeric ray_start; None with None (limits from the box)")  # fmt: skip
         if r.ray_start is not None and r.ray_end is not None:
-            _require(
+            require(
                 0 < r.ray_start < r.ray_end,
                 "rendering.ray_end",
                 r.ray_end,
                 f"greater than ray_start {r.ray_start} > 0",
             )
-        _require(r.box_warp > 0, "rendering.box_warp", r.box_warp, "a positive side length in world units")
-        _require(
+        require(r.box_warp > 0, "rendering.box_warp", r.box_warp, "a positive side length in world units")
+        require(
             len(s.channels) == 2 and min(s.channels) >= 1,
             "superresolution.channels",
             s.channels,
             "two widths",
         )
-        _require(self.img_resolution in (2 * s.input_resolution, 4 * s.input_resolution),
+        require(self.img_resolution in (2 * s.input_resolution, 4 * s.input_resolution),
                  "superresolution.input_resolution", s.input_resolution,
                  f"img_resolution / 2 or / 4 of {self.img_resolution}")  # fmt: skip
-        _require(d.frames >= 2, "discriminator.frames", d.frames, "2 or more")
-        _require(
+        require(d.frames >= 2, "discriminator.frames", d.frames, "2 or more")
+        require(
             d.frames <= self.frames_span,
             "discriminator.frames",
             d.frames,
             f"at most frames_span {self.frames_span}",
         )
-        _require(d.image or d.video, "discriminator.video", d.video, "at least one of image and video True")
+        require(d.image or d.video, "discriminator.video", d.video, "at least one of image and video True")
         for name in ("minibatch_group_image", "minibatch_group_video", "mapping_layers"):
-            _require(getattr(d, name) >= 1, f"discriminator.{name}", getattr(d, name), "1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Loss weights, optimisers and schedules. Counts are videos over all workers ("samples")."""
-
-    batch: int = 16
-    """Videos per update over all workers."""
-    updates: int = 300_000
-    lambda_img: float = 1.0
-    lambda_vid: float = 0.65
-    lambda_reg: float = 0.6
-    r1_gamma: float = 2.0
-    lr_generator: float = 0.0025
-    lr_discriminator: float = 0.002
-    betas: tuple[float, ...] = (0.0, 0.99)
-    """Before the lazy correction (`steps.adam_kwargs`)."""
-    generator_reg_interval: int = 4
-    discriminator_reg_interval: int = 16
-    density_points: int = 1000
-    density_noise: float = 0.004
-    blur_sigma: float = 10.0
-    """First standard deviation of the fading blur, in pixels."""
-    blur_fade_kvideos: float = 200.0
-    """Length of the fade, in thousand videos, at 32 videos per batch; it scales with the batch below."""
-    blur_fade_by: Literal["global", "per_gpu"] = "per_gpu"
-    videos_per_gpu: int = 2
-    """The batch that sets the fade under `per_gpu` (2 in the paper's run, whatever ours uses)."""
-    swap_probability: float = 0.5
-    """Camera swap falls from 1 to this."""
-    swap_fade_kvideos: float = 1000.0
-    resolution_initial: int = 64
-    """First rendering resolution; the last is `rendering.resolution`."""
-    resolution_fade_kvideos: float = 1000.0
-    ema_kvideos: float = 10.0
-    """EMA half-life in thousand videos at 32 videos per batch; it scales with the batch."""
-    ema_rampup: float = 0.05
-    fake_time: Literal["continuous", "grid"] = "continuous"
-    """Law of the fake times; `grid` rounds to frame index / (span - 1) as real ones are."""
-    fake_camera_time: Literal["independent", "matched"] = "independent"
-    """`independent`: cameras of another draw than the times (official); `matched`: those of the same
-    indices."""
-    flip_fake_cameras: bool = False
-    checkpointing: bool = False
-    """Recompute renderer and super-resolution in the backward pass: less memory, about a tenth more time."""
-
-    def __post_init__(self) -> None:
-        positive = ("batch", "updates", "lr_generator", "lr_discriminator", "generator_reg_interval",
-                    "discriminator_reg_interval", "density_points", "videos_per_gpu",
-                    "resolution_initial")  # fmt: skip
-        for name in positive:
-            _require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
-        not_negative = ("lambda_img", "lambda_vid", "lambda_reg", "r1_gamma", "density_noise", "blur_sigma",
-                        "blur_fade_kvideos", "swap_fade_kvideos", "resolution_fade_kvideos", "ema_kvideos",
-                        "ema_rampup")  # fmt: skip
-        for name in not_negative:
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(
-            0 <= self.swap_probability <= 1, "swap_probability", self.swap_probability, "between 0 and 1"
-        )
-        _require(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
-            "betas",
-            self.betas,
-            "two numbers in [0, 1)",
-        )
+            require(getattr(d, name) >= 1, f"discriminator.{name}", getattr(d, name), "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,107 +304,9 @@ VARIANTS = {make.__name__: make for make in (
 def variant(name: str) -> Variant:
     """The variant of that name; an unknown one is answered with the nearest."""
     if name not in VARIANTS:
-        raise ValueError(f"variant {name!r} does not exist; {_suggest(name, VARIANTS)}")
+        raise ValueError(f"variant {name!r} does not exist; {suggest(name, VARIANTS)}")
     return VARIANTS[name]()
 
 
 def _with_span(base: Variant, frames: int) -> Variant:
     return replace(base, name=f"{base.name}_{frames}", model=replace(base.model, frames_span=frames))
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain numbers, strings, lists and dictionaries (JSON or YAML can hold it)."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-Config = TypeVar("Config", ModelConfig, Recipe, Variant, MotionConfig, RenderingConfig, SuperResolutionConfig,
-                 DiscriminatorConfig)  # fmt: skip
-
-
-def from_dict(cls: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """The inverse of `to_dict`. An unknown key, a missing one or a wrong type is a `ValueError` that names
-    it."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in known:
-            raise ValueError(f"unknown key {where + key!r} in {cls.__name__}; {_suggest(key, known)}")
-    for name, f in known.items():
-        no_default = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if no_default and name not in values:
-            raise ValueError(f"{cls.__name__} needs {where + name!r}; add it")
-    arguments = {key: _typed(hints[key], value, where + key) for key, value in values.items()}
-    return cls(**arguments)
-
-
-def with_changes(config: Config, changes: dict[str, Any]) -> Config:
-    """A copy with dotted keys changed, e.g. `{"motion.blocks": 7}`; checked like `from_dict`."""
-    values = to_dict(config)
-    for dotted, value in changes.items():
-        *path, last = dotted.split(".")
-        target = values
-        for part in path:
-            if not isinstance(target.get(part), dict):
-                raise ValueError(
-                    f"unknown key {dotted!r} in {type(config).__name__}; {_suggest(part, target)}"
-                )
-            target = target[part]
-        target[last] = value
-    return from_dict(type(config), values)
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as `hint` asks, or a `ValueError`."""
-    origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, dict):
-            return from_dict(typing.cast(Any, hint), value, f"{where}.")
-        return _demand(isinstance(value, typing.cast(type, hint)), value, where, "a table of settings")
-    if origin is Literal:
-        options = typing.get_args(hint)
-        return _demand(value in options, value, where, f"one of {', '.join(map(str, options))}")
-    if origin in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            try:
-                return _typed(option, value, where)
-            except ValueError:
-                continue
-        raise ValueError(f"{where} is {value!r}; give {_describe(hint)}")
-    if origin is tuple:
-        _demand(isinstance(value, list | tuple), value, where, "a list")
-        return tuple(_typed(typing.get_args(hint)[0], v, where) for v in value)
-    if hint is float:
-        _demand(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-                value, where, "a finite number")  # fmt: skip
-        return float(value)
-    if hint is int:
-        return _demand(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
-    names = {bool: "true or false", str: "text", type(None): "null"}
-    return _demand(isinstance(value, hint), value, where, names.get(hint, str(hint)))
-
-
-def _describe(hint: Any) -> str:
-    return str(hint).replace("typing.", "").replace("NoneType", "null")
-
-
-def _demand(ok: bool, value: Any, where: str, cure: str) -> Any:
-    if not ok:
-        raise ValueError(f"{where} is {value!r}; give {cure}")
-    return value
-
-
-def _require(ok: bool, name: str, value: Any, cure: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} is {value!r}; give {cure}")
-
-
-def _suggest(key: str, known: typing.Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
