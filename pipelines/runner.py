@@ -236,9 +236,9 @@ class _Run:
                     if not idle:
                         queue(ref, at, fed, alone)
                     continue
-                outputs = self.ledger.outputs(record)
+                outputs = self._admitted(self.ledger.outputs(record), at + 1)
                 if at == videos.at and self._to_do(outputs, at + 1, videos) and videos.lost(outputs):
-                    queue(ref, at, fed, anew=True)
+                    queue(self.policy.allowed_part(self.ledger, ref), at, fed, anew=True)
                 else:
                     waiting.extend((out, at + 1, fed) for out in outputs)
 

@@ -48,8 +48,13 @@ class Fetch(Stage):
     reads: ClassVar[tuple[str, ...]] = ("video",)
     writes: ClassVar[tuple[str, ...]] = ("video", "fingerprint")
 
+    fetches: ClassVar[bool] = True
+
     def setup(self, store):
         self.store = store
+
+    def lost(self, store, clip):
+        return not store.exists(clip.video.removeprefix("store:"))
 
     def process(self, clip):
         spans = clip.listed.get("spans", [])
