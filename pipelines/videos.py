@@ -28,7 +28,7 @@ class Videos:
         found = [n for n in range(start, end) if getattr(steps[n].stage, "fetches", False)]
         self.at = found[0] if found else -1
         self._steps, self._end, self._ledger, self._store = steps, end, ledger, store
-        readers = [n for n, step in enumerate(all_steps) if "video" in step.stage.reads]
+        readers = [n for n, step in enumerate(all_steps) if _reads_video(step)]
         self._last_use = bool(found) and max(readers) < end      # else a later stage reads them, too
         self._open: Counter[str] = Counter()                     # works under way, by source
         self._came: dict[str, dict[str, Ref]] = {}               # what came out of the stage, by source
@@ -42,7 +42,7 @@ class Videos:
 
     def used_from(self, at: int) -> bool:
         """Whether a step from `at` on reads the video."""
-        return any("video" in step.stage.reads for step in self._steps[at:self._end])
+        return any(_reads_video(step) for step in self._steps[at:self._end])
 
     def lost(self, refs: Iterable[Ref]) -> bool:
         """Whether the store no longer has what came out of the stage."""
@@ -72,3 +72,7 @@ class Videos:
         for ref in self._came.pop(source, {}).values():
             if source not in self._needed:
                 self._stage.release(self._store, self._ledger.load(ref, arrays=()))
+
+
+def _reads_video(step: Step) -> bool:
+    return step.stage.reads_video() if isinstance(step.stage, Stage) else "video" in step.stage.reads

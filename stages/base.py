@@ -103,6 +103,10 @@ class Stage:
     def release(self, store: Storage, clip: Clip) -> None:
         """Called on the driver when no stage needs the video of `clip`, which came out of this, any more."""
 
+    def reads_video(self) -> bool:
+        """Whether the stage looks at the pixels of the source; with these settings, if it depends on them."""
+        return "video" in self.reads
+
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         """Yield none, one or many clips. Raise `Drop` to reject `clip` as a whole.
 

@@ -143,6 +143,9 @@ class FitCameras(Stage):
         if self.distance not in DISTANCES:
             raise ValueError(f"distance: {self.distance!r} is unknown; give one of {', '.join(DISTANCES)}")
 
+    def reads_video(self) -> bool:
+        return bool(BACKENDS[self.backend])
+
     def setup(self, store: Storage) -> None:
         self._store = store
         self._network: Deep3D | None = None

@@ -220,7 +220,9 @@ class AlignCrop(Stage):
     min_source_px: float = 128               # smallest side of a square in the source
 
     name: ClassVar[str] = "AlignCrop"
-    reads: ClassVar[tuple[str, ...]] = ("smooth_landmarks", "frame_times_s", "fps", "width", "height")
+    reads: ClassVar[tuple[str, ...]] = (
+        "video", "smooth_landmarks", "frame_times_s", "fps", "width", "height"
+    )
     writes: ClassVar[tuple[str, ...]] = ("crop_transforms", "crop_size", "padded_fraction", "aligned")
     version: ClassVar[int] = 2
 

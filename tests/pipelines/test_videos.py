@@ -1,10 +1,14 @@
 """Downloaded videos are a cache: deleted when nobody needs them, by us or by hand, and brought again."""
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.runner import prepare
 from pipelines.status import workflow_status
+from pipelines.workflow import load
 
+WORKFLOW = Path(__file__).parents[2] / "workflow.yaml"
 STAGES = """\
   - use: tiny_stages:Fetch
     keep: KEEP
@@ -116,3 +120,13 @@ def test_a_lost_worker_and_ray_change_nothing_of_this(films, keep, ray_session):
     workflow = films.load("stages.Look.crash_once=[v01-0]", "source.count=6")
     assert prepare(workflow).kept == 12
     assert present(films) == (6 if keep else 0)
+
+
+def test_every_stage_that_opens_a_source_says_so():
+    """Else its videos would not come again."""
+    steps = [step for step in load(WORKFLOW).steps if hasattr(step.stage, "reads_video")]
+    told = {step.name for step in steps if step.stage.reads_video()}
+    assert told >= {"SplitShots", "FollowFace", "AlignCrop"}
+    assert "FitCameras" not in told
+    deep = load(WORKFLOW, overrides=["stages.FitCameras.backend=deep3d"])
+    assert next(step for step in deep.steps if step.name == "FitCameras").stage.reads_video()
