@@ -41,5 +41,6 @@ def _lost(grey: NDArray[np.float32]) -> float:
 
     edges = np.abs(np.diff(grey, axis=1))
     left = np.abs(np.diff(cv2.blur(grey, (AGAIN_PX, 1)), axis=1))
-    steepest = edges >= np.quantile(edges, STRONGEST)
+    weaker = round(STRONGEST * edges.size)
+    steepest = edges >= np.partition(edges.ravel(), weaker)[weaker]
     return 1 - float(left[steepest].sum()) / max(float(edges[steepest].sum()), 1e-6)
