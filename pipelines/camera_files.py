@@ -1,6 +1,6 @@
 """Cameras of every kind of file that holds some: what `pv3d check-cameras` looks through.
 
-    a storage.root                      the clips of its dataset, from its shards
+    a storage.root, or a workflow       the clips of its dataset, from its shards
     a shard (.tar)                      its clips
     .npy                                [T, 25], the frames of one clip
     dataset.json, or a folder or zip    EG3D's: {"labels": [[file, [25 numbers]], ...]}, pictures in any order
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.storage import open_storage
+from infra.storage import Storage, open_storage
 from model.camera import CAMERA_DIM
-from stages.shards import LATEST, open_dataset
+from stages.dataset import LATEST, open_dataset
 
 PV3D_CAMERAS = "smoothed_camera2world"       # folder names of the authors' data set
 PV3D_VIDEOS = "recrop_faces"
@@ -46,8 +46,9 @@ class Cameras:
 def find_cameras(path: str) -> Iterator[Cameras]:
     """The cameras of what `path` names. Raises ValueError when nothing there can hold any."""
     local = Path(path)
-    if "://" in path or (local / LATEST).is_file():
-        yield from _dataset(path)
+    store = store_of(path)
+    if store is not None:
+        yield from _dataset(path, store)
     elif local.is_dir():
         yield from _folder(local)
     elif not local.exists():
@@ -58,10 +59,21 @@ def find_cameras(path: str) -> Iterator[Cameras]:
         raise ValueError(f"{path}: holds no cameras; give {', '.join(_READERS)}, a folder or a storage.root")
 
 
-def _dataset(root: str) -> Iterator[Cameras]:
-    dataset = open_dataset(open_storage(root))
+def store_of(path: str) -> Storage | None:
+    """The store that `path` names: a storage.root with a dataset, or a workflow with its default profile."""
+    if "://" in path or Path(path, LATEST).is_file():
+        return open_storage(path)
+    if Path(path).suffix in (".yaml", ".yml"):
+        from pipelines.workflow import load
+
+        return load(path).store()
+    return None
+
+
+def _dataset(path: str, store: Storage) -> Iterator[Cameras]:
+    dataset = open_dataset(store)
     for sample in dataset.samples:
-        yield _read(f"{root} {sample.clip_id}", partial(dataset.cameras, sample))
+        yield _read(f"{path} {sample.clip_id}", partial(dataset.cameras, sample))
 
 
 def _folder(folder: Path) -> Iterator[Cameras]:

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.storage import open_storage
 from model.camera import RADIUS, Camera
-from pipelines.camera_files import PV3D_CAMERAS, PV3D_VIDEOS, find_cameras
+from pipelines.camera_files import PV3D_CAMERAS, PV3D_VIDEOS, find_cameras, store_of
 from stages.cameras import at_radius, euler_degrees
 from stages.crop import apply
+from stages.dataset import Dataset, Sample, open_dataset
 from stages.face_model import LANDMARKS, to_world
 from stages.pnp import CROP_DISTANCE
-from stages.shards import LATEST, Dataset, Sample, open_dataset
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -67,9 +66,9 @@ def write_overlays(paths: Sequence[str], folder: Path, clips: int) -> list[Path]
 
 
 def _clips(path: str, count: int) -> Iterator[Shown]:
-    folder = Path(path)
-    if "://" in path or (folder / LATEST).is_file():
-        dataset = open_dataset(open_storage(path))
+    folder, store = Path(path), store_of(path)
+    if store is not None:
+        dataset = open_dataset(store)
         for sample in dataset.samples[:count]:
             yield _sample(dataset, sample)
     elif (folder / PV3D_CAMERAS).is_dir() and (folder / PV3D_VIDEOS).is_dir():
