@@ -148,12 +148,9 @@ class _Video:
         candidates = self._parts
         if len(self._parts) >= FEW and minutes is not None:
             candidates = [*self._long, *(part for m in minutes for part in self._minutes.get(m, []))]
-        start, end = _times(span)
-        for part in candidates:
-            first, last = part.times
-            if min(last, end) - max(first, start) >= TOUCH_S and overlap(part.span, span):
-                return str(part)
-        return ""
+        times = _times(span)
+        near = (part for part in candidates if _meet(part.times, times))
+        return next((str(part) for part in near if overlap(part.span, span)), "")
 
     @staticmethod
     def _of(span: Span) -> range | None:
@@ -170,13 +167,19 @@ def overlap(a: Span, b: Span) -> bool:
         (a0, a1), (b0, b1) = a["frames"], b["frames"]
         if min(a1, b1) <= max(a0, b0):
             return False
-    elif min(first[1], second[1]) - max(first[0], second[0]) < TOUCH_S:
+    elif not _meet(first, second):
         return False
     middle = (max(first[0], second[0]) + min(first[1], second[1])) / 2
     one, other = box_at(a, middle, 16, 9), box_at(b, middle, 16, 9)
     if one is None or other is None:
         return True
     return _covered(one, other) > SAME_FACE
+
+
+def _meet(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two stretches of time, (start, end) in s, share more than they touch."""
+    shorter = min(first[1] - first[0], second[1] - second[0])
+    return min(first[1], second[1]) - max(first[0], second[0]) >= min(TOUCH_S, shorter / 2)
 
 
 def _times(span: Span) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.storage import StorageError, check_key
+from stages.base import Drop
 from stages.sources.folder import Folder, unit_ids
 
 
@@ -192,3 +193,23 @@ def test_a_bucket_that_cannot_be_listed_is_one_line(bucket, store, location, mes
     with pytest.raises((ValueError, StorageError), match=message) as caught:
         list(Folder(location).clips(store))
     assert "\n" not in str(caught.value)
+
+
+def test_a_video_on_s3_is_cut_as_one_of_a_folder(bucket, store, tmp_path) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("scenedetect")
+    import numpy as np
+
+    from stages.shots import SplitShots
+    from stages.video import write_video
+
+    write_video(tmp_path / "v.mp4", [np.full((64, 64, 3), 90 + n, np.uint8) for n in range(60)], 25.0)
+    bucket("films/v.mp4", (tmp_path / "v.mp4").read_bytes())
+    bucket("films/w.mp4", b"no film" * 99)
+    stage = SplitShots()
+    stage.setup(store)
+    sound, broken = Folder("s3://raw/films").clips(store)
+    (cut,) = stage.process(sound)
+    assert (cut.frame_count, cut.width) == (60, 64)
+    with pytest.raises(Drop):
+        list(stage.process(broken))

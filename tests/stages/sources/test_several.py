@@ -4,8 +4,11 @@ import time
 
 import pytest
 
-from stages.sources.lists import unit
+from stages.sources.folder import Folder
+from stages.sources.lists import refuse, unit
 from stages.sources.several import Several, mark_duplicates
+from stages.sources.urls import Urls
+from stages.sources.voxceleb import VoxCeleb
 
 
 class Listed:
@@ -80,3 +83,35 @@ def test_a_part_that_was_rejected_does_not_push_out_a_good_one():
 def test_units_of_one_id_get_ids_of_their_own():
     clips = list(Several([Listed("a", at(0, 1)), Listed("a", at(2, 3)), Listed("a", at(4, 5))]).clips(None))
     assert [c.id for c in clips] == ["a-v", "a-v-2", "a-v-3"]
+
+
+def test_rows_that_one_list_names_twice_are_accounted_for(tmp_path):
+    path = tmp_path / "list.csv"
+    row = "https://example.org/v.mp4,{},{}\n"
+    path.write_text("url,start,end\n" + row.format(0, 5) + row.format(0, 5) + row.format(5, 9))
+    (clip,) = mark_duplicates(Urls(str(path)).clips(None))
+    assert [span.get("error", "") for span in clip.listed["spans"]] == ["", "duplicate", ""]
+    kept = clip.copy()
+    assert [out.reason for out in refuse(kept)] == ["duplicate"]
+    assert len(kept.listed["spans"]) == 2
+
+
+def test_a_file_of_two_folders_is_done_once(tmp_path):
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "a.mp4").write_bytes(b"x")
+    folders = [Folder(str(tmp_path)), Folder(str(tmp_path / "deeper"))]
+    first, second = mark_duplicates(Several(folders).clips(None))
+    assert "error" not in first.listed
+    assert (second.listed["error"], second.listed["detail"]) == ("duplicate", f"same as {first.id}")
+    assert first.id != second.id
+
+
+def test_an_utterance_of_two_trees_is_done_once(tmp_path):
+    text = "Reference : \t_mjZ87sK6cA\n\nFRAME \tX \tY \tW \tH \n000010 \t0.1 \t0.1 \t0.4 \t0.7 \n"
+    for tree in ("one", "two"):
+        folder = tmp_path / "txt" / tree / "id00017" / "_mjZ87sK6cA"
+        folder.mkdir(parents=True)
+        (folder / "00001.txt").write_text(text)
+    (clip,) = mark_duplicates(VoxCeleb(str(tmp_path / "txt"), 2, splits=["train", "held-out"]).clips(None))
+    assert [span.get("error", "") for span in clip.listed["spans"]] == ["", "duplicate"]
+    assert len({span["key"] for span in clip.listed["spans"]}) == 2
