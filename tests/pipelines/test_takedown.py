@@ -474,3 +474,41 @@ def test_the_command_line_answers_in_json_and_refuses_in_one_line(people: People
     assert refused.exit_code == 2
     assert refused.stderr.startswith(f"pv3d: {people.list}:2: the id is empty")
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_on_ray_the_same_is_made_and_taken_down(tmp_path: Path) -> None:
+    here, there = People(tmp_path / "here"), People(tmp_path / "there")
+    made = ("shards", "manifest", "dataset")
+    here.run()
+    prepare(there.load())
+    assert here.contents(*made) == there.contents(*made)
+    for each in (here, there):
+        each.name("identity:p1")
+    here.run()
+    prepare(there.load())
+    assert here.contents(*made) == there.contents(*made)
+    assert here.contents(*made, "takedown").keys() == there.contents(*made, "takedown").keys()
+    assert there.identities() == {"p0", "p2"}
+
+
+def test_on_s3_the_same_is_removed(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto")
+    from infra.s3 import S3Storage
+
+    people.run()
+    people.name("identity:p1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with moto.mock_aws():
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+        store = S3Storage("s3://bucket/x", region="us-east-1")
+        for key, data in people.contents("").items():
+            store.write(key, data)
+        takedown.sweep(people.load(), store)
+        people.take_down()
+        left = {key: data for key, data in people.contents("").items() if not key.startswith("takedown/")}
+        assert set(store.list("takedown")) == set(people.store.list("takedown"))
+        there = {key: store.read(key) for key in store.list() if not key.startswith("takedown/")}
+    assert there == left
