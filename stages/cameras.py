@@ -165,7 +165,7 @@ class FitCameras(Stage):
             raise Drop("camera not found", f"the rigid face misses the landmarks by {error:.1%} of the crop")
         cameras = encode(*smooth_poses(rotations, positions, self.sigma_s, clip.fps, self.distance))
         check_cameras(cameras, tolerance=1e-5, radius=RADIUS if self.distance == "orig" else None)
-        yield clip.copy(cameras=cameras)
+        yield clip.copy(cameras=cameras, smooth_mesh=None)      # megabytes, which nobody needs from here on
 
     def _estimate(self, clip: Clip) -> tuple[Any, Any]:
         """Angles and translations [T, 3] of the network, which sees the source frames."""

@@ -44,6 +44,7 @@ class Clip:
     face_boxes: Array | None = None          # float32 [T, 4], source px: left, top, right, bottom
     landmarks: Array | None = None           # float32 [T, 68, 2], source px, iBUG order, as detected
     mesh: Array | None = None                # float32 [T, M, 2], source px: all points of a backend with more
+    # A mesh is megabytes: the stage that reads one lets it go, and later clips are small again.
     landmark_backend: str = ""               # what found them; where its points lie on a head belongs to it
 
     # --- smooth --------------------------------------------------------------------------------------

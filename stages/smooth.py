@@ -33,7 +33,7 @@ def check_not_negative(**settings: float) -> None:
 
 @dataclass
 class SmoothLandmarks(Stage):
-    """Gaussian over time on each coordinate of the points. Neither PV3D nor what it follows publishes a width."""
+    """Gaussian over time on each coordinate. Neither PV3D nor what it follows publishes a width."""
 
     sigma_s: float = 0.04                    # s: one frame at 25 frames per second
 
@@ -48,7 +48,8 @@ class SmoothLandmarks(Stage):
     def process(self, clip: Clip) -> Iterator[Clip]:
         landmarks = low_pass(clip.need("landmarks"), self.sigma_s, clip.fps)
         mesh = None if clip.mesh is None else low_pass(clip.mesh, self.sigma_s, clip.fps)
-        yield clip.copy(
+        yield clip.copy(                         # a mesh is megabytes: as found, it stays with FollowFace
+            mesh=None,
             smooth_landmarks=landmarks.astype(np.float32),
             smooth_mesh=None if mesh is None else mesh.astype(np.float32),
         )

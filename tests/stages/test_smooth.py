@@ -59,6 +59,8 @@ def test_a_mesh_is_filtered_alike_and_not_made_up() -> None:
     (smooth,) = SmoothLandmarks().process(clip)
     assert smooth.smooth_mesh.dtype == np.float32
     np.testing.assert_array_equal(smooth.smooth_mesh[:, :68], smooth.smooth_landmarks)
+    assert smooth.mesh is None, "megabytes, which only this stage reads"
+    assert clip.mesh is mesh
     (without,) = SmoothLandmarks().process(clip.copy(mesh=None))
     assert without.smooth_mesh is None
 
