@@ -1,3 +1,4 @@
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -5,18 +6,21 @@ import pytest
 from model.camera import FOCAL, Camera, check_cameras
 from stages.base import Drop
 from stages.cameras import (
+    HEAD,
     FitCameras,
     angle_errors,
     as_filmed,
+    at_distance,
     at_radius,
     encode,
     euler_degrees,
+    smooth_poses,
 )
 from stages.clip import Clip
 from stages.crop import apply, crop_transforms
 from stages.face_model import LANDMARKS, RIGID
 from stages.pnp import fit_poses
-from stages.rotations import UPRIGHT, rotation_from_euler
+from stages.rotations import UPRIGHT, angle_between, rotation_from_euler
 
 RANDOM = np.random.default_rng(0)
 SIZE = 512
@@ -105,3 +109,62 @@ def test_the_frontal_camera_is_the_canonical_one() -> None:
     camera = Camera.decode(encode(UPRIGHT[None], np.array([[0, 0, 2.7]])))
     np.testing.assert_allclose(camera.intrinsics[0], [[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1]], rtol=1e-6)
     assert RIGID.size == 31
+
+
+@pytest.mark.parametrize("mode", ["orig", "cor", "simplify"])
+def test_every_mode_keeps_its_distance_after_smoothing(mode: str) -> None:
+    angles = np.array([(30 * np.sin(t / 4), 8 * np.cos(t / 5), 3 * np.sin(t / 3)) for t in range(60)])
+    rotations = rotation_from_euler(*angles.T)
+    positions = MIDDLE - 2.8 * rotations[:, :, 2]
+    turned, placed = smooth_poses(rotations, positions, 0.1, 25, mode)
+    centre = (0, 0, 0) if mode == "orig" else HEAD
+    np.testing.assert_allclose(np.linalg.norm(placed - centre, axis=-1), 2.7)
+    np.testing.assert_allclose(np.linalg.det(turned), 1)
+    first = [parts[:1].repeat(9, axis=0) for parts in (rotations, positions)]
+    still, there = smooth_poses(*first, 0.1, 25, mode)
+    np.testing.assert_allclose(there, np.tile(at_distance(mode, positions[:1]), (9, 1)), atol=1e-12)
+    if mode != "simplify":
+        np.testing.assert_allclose(still, first[0], atol=1e-12)
+    else:
+        forward = (HEAD - placed) / 2.7
+        np.testing.assert_allclose(turned[:, :, 2], forward, atol=1e-12)
+        np.testing.assert_allclose(euler_degrees(encode(turned, placed))[2], 0, atol=1e-6)
+
+
+def test_smoothing_calms_a_shaking_camera() -> None:
+    angles = RANDOM.normal(scale=2, size=(3, 80))
+    rotations = rotation_from_euler(*angles)
+    positions = MIDDLE - 2.8 * rotations[:, :, 2]
+    raw, calm = (encode(*smooth_poses(rotations, positions, sigma, 25)) for sigma in (0, 0.08))
+    jitter = [np.abs(np.diff(cameras, 2, axis=0)).mean(axis=0)[:12].mean() for cameras in (raw, calm)]
+    assert jitter[1] < 0.2 * jitter[0]
+
+
+@pytest.mark.parametrize("settings", [{"backend": "fan"}, {"distance": "2.7"}, {"sigma_s": -1}])
+def test_refuses_settings_that_mean_nothing(settings: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        FitCameras(**settings)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (25, 8, 0), (-60, -5, 0)])
+def test_the_mesh_and_the_68_points_agree_on_the_camera(
+    shared_data: Path, monkeypatch, store, angles: tuple[float, float, float]
+) -> None:
+    """One head with both kinds of points, filmed by a known camera."""
+    pytest.importorskip("mediapipe")
+    monkeypatch.setenv("PV3D_WEIGHTS", str(shared_data / "weights"))
+    from stages.backends.mediapipe import POINTS_68, MediaPipeFaces, canonical
+
+    indices, places = MediaPipeFaces.rigid()
+    head = np.zeros((478, 3))
+    head[: len(canonical())] = canonical()
+    np.testing.assert_allclose(head[indices], places)
+    rotation = rotation_from_euler(*angles)
+    seen = (head - (MIDDLE - 2.7 * rotation[:, 2])) @ rotation
+    mesh = np.tile(FOCAL * SIZE * seen[:, :2] / seen[:, 2:] + (SIZE - 1) / 2, (5, 1, 1))
+    by_points = run(FitCameras(), clip_of(mesh[:, POINTS_68]), store)
+    path = "stages.backends.mediapipe:MediaPipeFaces"
+    both = clip_of(mesh[:, POINTS_68]).copy(smooth_mesh=mesh.astype(np.float32), landmark_backend=path)
+    by_mesh = run(FitCameras(), both, store)
+    np.testing.assert_allclose(np.ravel(euler_degrees(by_mesh.cameras[2])), angles, atol=0.01)
+    assert angle_between(*(c.cameras[2][:16].reshape(4, 4)[:3, :3] for c in (by_mesh, by_points))) < 6
