@@ -91,18 +91,17 @@ class DlibFaces:
 class DlibIdentity:
     """`IdentityBackend`: 128 numbers by a ResNet on dlib's own 150 px chip; 70 ms a face.
 
-    dlib's rule, a distance of 0.6 between vectors as they come, is 0.42 between unit vectors. Measured on 40
-    clips of 32 people at 24 frames each, unit vectors, with the vote of `VerifyIdentity`: at 0.37 no clip of
-    802 spliced half and half from two people passes, at 0.42 nine do; two real clips, one with a cut inside,
-    are refused. Average linkage of the clips' means finds the people exactly at 0.30 (adjusted Rand index
-    0.80 at 0.28, 0.97 at 0.32). Frames of the two demo people are 0.44 to 0.56 apart, of one 0.32 at most,
-    also when the aligned crop has 64 px.
+    dlib's rule, a distance of 0.6 between vectors as they come, is 0.42 between unit vectors. Measured on 51
+    clips of 32 people, with the vote of `VerifyIdentity`: at 0.355 none of 10,000 splices of two people passes
+    and one clip of one person is refused; at 0.37 six pass and none is refused. Average linkage of the clips'
+    means finds the people exactly at 0.30 and 0.31 (adjusted Rand index 0.90 at 0.29, 0.99 at 0.32). Frames
+    of the two demo people are 0.44 to 0.56 apart, of one 0.32 at most, also when the aligned crop has 64 px.
     """
 
     name: ClassVar[str] = "dlib"
     metric: ClassVar[Literal["cosine", "euclidean"]] = "euclidean"
-    same_person: ClassVar[float] = 0.37
-    same_cluster: ClassVar[float] = 0.30
+    same_person: ClassVar[float] = 0.355
+    same_cluster: ClassVar[float] = 0.31
     file: ClassVar[str] = "dlib_face_recognition_resnet_model_v1.dat"
 
     def __init__(self) -> None:
