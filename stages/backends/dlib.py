@@ -92,7 +92,7 @@ class DlibIdentity:
     """`IdentityBackend`: 128 numbers by a ResNet on dlib's own 150 px chip; 70 ms a face.
 
     dlib's rule, a distance of 0.6 between vectors as they come, is 0.42 between unit vectors. Measured on 51
-    clips of 32 people, with the vote of `VerifyIdentity`: at 0.355 none of 10,000 splices of two people passes
+    clips of 32 people, with the vote of `VerifyIdentity`: at 0.355 no splice of two people of 10,000 passes
     and one clip of one person is refused; at 0.37 six pass and none is refused. Average linkage of the clips'
     means finds the people exactly at 0.30 and 0.31 (adjusted Rand index 0.90 at 0.29, 0.99 at 0.32). Frames
     of the two demo people are 0.44 to 0.56 apart, of one 0.32 at most, also when the aligned crop has 64 px.
