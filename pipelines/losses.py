@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +60,14 @@ def losses(units: Iterable[Ended]) -> list[Loss]:
             loss = found[kind]
             loss.reasons[unit.reason.removeprefix(f"{kind}: ")] += 1
             loss.units.append(unit)
+    for loss in found.values():
+        loss.units.sort(key=lambda unit: _natural(unit.detail if loss.kind == "bad row" else unit.source))
     return [loss for loss in found.values() if loss.reasons]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Line 9 before line 10."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"([0-9]+)", text)]
 
 
 def kind_of(unit: Ended) -> str:

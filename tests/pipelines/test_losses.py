@@ -34,6 +34,13 @@ def test_a_kind_is_told_with_its_reasons_and_bad_rows_with_their_place():
     assert "list.csv:3" in rows.text
 
 
+def test_rows_are_told_in_the_order_of_the_list():
+    (rows,) = losses([unit("bad row", detail=f"list.csv:{line}: empty") for line in (10, 9, 100, 2)])
+    assert [one.detail.split(":")[1] for one in rows.units] == ["2", "9", "10", "100"]
+    assert "list.csv:2" in rows.text
+    assert "list.csv:100" not in rows.text
+
+
 def test_nothing_lost_is_nothing_said():
     assert losses([unit("", "ok"), unit("too short")]) == []
 
