@@ -100,13 +100,13 @@ class Reader:
 
     def listed_times(self) -> NDArray[np.float64]:
         """As `stages.video.frame_times`; the reader has no frame to give afterwards."""
-        with _errors():
+        with errors():
             packets = self._container.demux(self._stream)
             times = {float(p.pts * self._stream.time_base) for p in packets if p.pts is not None}
         return np.array(sorted(t for t in times if t >= 0), np.float64)
 
     def picture(self, frame: Any, long_side: int | None) -> Frame:
-        with _errors():
+        with errors():
             return picture_of(self._stream, frame, long_side)
 
     # --- where in the file we are --------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Reader:
     def _seek(self, time_s: float, skip_before: float) -> None:
         """Stand at the key frame at or before `time_s`, as far as the container knows."""
         self._jumped = True
-        with _errors():
+        with errors():
             self._container.seek(int(time_s / self._stream.time_base), stream=self._stream, backward=True)
         self._stand(skip_before)
 
@@ -196,7 +196,7 @@ class Reader:
         size: tuple[int, int] | None = None
         barren = 0
         while True:
-            with _errors():
+            with errors():
                 packet = next(packets, None)
                 if packet is None:
                     return
@@ -219,7 +219,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def errors() -> Iterator[None]:
     """Turn what the codec library raises into DecodeError."""
     try:
         yield
@@ -229,8 +229,8 @@ def _errors() -> Iterator[None]:
         raise DecodeError(str(error) or type(error).__name__) from None
 
 
-def _open(path: Path, exact: bool) -> tuple[Any, Any]:
-    """(container, video stream). Raises DecodeError."""
+def open_container(path: Path) -> Any:
+    """A libav container of a local file. Raises DecodeError."""
     try:
         status = path.stat()
     except OSError as error:
@@ -240,11 +240,14 @@ def _open(path: Path, exact: bool) -> tuple[Any, Any]:
     if status.st_size == 0:
         raise DecodeError("the file is empty")
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    with errors():
+        return av.open(str(path), metadata_errors="replace", container_options=options)
+
+
+def _open(path: Path, exact: bool) -> tuple[Any, Any]:
+    """(container, video stream)."""
     with contextlib.ExitStack() as stack:
-        with _errors():
-            container = stack.enter_context(
-                av.open(str(path), metadata_errors="replace", container_options=options)
-            )
+        container = stack.enter_context(open_container(path))
         stream = _video_stream(container, exact)
         stack.pop_all()
     return container, stream

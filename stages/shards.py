@@ -108,7 +108,10 @@ class WriteShards(GroupStage):
         members = {f"{i:04d}.jpg": data for i, data in enumerate(aligned_frames(self._store, clip))}
         members["cameras.npy"] = _npy(clip.need("cameras").astype(np.float32))
         members["landmarks.npy"] = _npy(clip.need("landmarks").astype(np.float32))
-        members["json"] = _json({**provenance(clip, self._history), **summary})
+        extra = dict(clip.extra)
+        if audio := extra.pop("audio", ""):                # by stages.audio, where the workflow asks for it
+            members["flac"] = self._store.read(audio)
+        members["json"] = _json({**provenance(clip.copy(extra=extra), self._history), **summary})
         return members
 
     def finish(self, store: Storage, clips: list[Clip]) -> None:
