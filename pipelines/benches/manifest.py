@@ -25,6 +25,13 @@ class Listed:
     identity: str                            # label of the person; several for "a+b"
     aligned: bool                            # cropped and aligned already, by the paper's authors
 
+    decodes: bool = True                     # to its end, as far as the manifest says
+
+    @property
+    def one_person(self) -> bool:
+        """Whether `identity` is the label of one person."""
+        return "+" not in self.identity and self.identity not in ("", "none", "several")
+
     @property
     def good(self) -> bool:
         """Whether the clip ought to be kept."""
@@ -59,6 +66,16 @@ def read(data: Path) -> list[Listed]:
         if not file_path.is_relative_to(root):
             raise ValueError(f"{path}: file {row['file']!r} leaves the folder")
         if file_path.is_file():
-            found.append(Listed(file_path.stem, file_path, row["kind"], row["identity"],
-                                row.get("aligned", "no") == "yes"))  # fmt: skip
+            found.append(Listed(
+                file_path.stem, file_path, row["kind"], row["identity"], row.get("aligned", "no") == "yes",
+                _decodes(row),
+            ))  # fmt: skip
     return found
+
+
+def _decodes(row: dict[str, str]) -> bool:
+    """By the columns of frames, where there are any; a twentieth may be missing."""
+    promised, decoded = (row.get(name) or "" for name in ("frames_header", "frames_decoded"))
+    if not (promised.isdigit() and decoded.isdigit()):
+        return True
+    return int(decoded) > 0.95 * int(promised)
