@@ -25,6 +25,7 @@ BENCHES = {
     "help": "pipelines.bench:help_time",
     "identity": "pipelines.benches.identity:run",
     "landmarks": "pipelines.benches.landmarks:run",
+    "lists": "pipelines.benches.lists:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
 }

@@ -7,6 +7,7 @@ it finds the chunks after the download, and makes sure that there is a face in t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class TalkingHead(Source):
     def clips(self, store: Storage) -> Iterator[Clip]:
         """One unit per video, its parts the tubes. Raises ValueError when there is no such file."""
         path = Path(self.location, f"{self.part}_video_tubes.txt")
-        videos: dict[str, list[Span]] = {}
+        videos: dict[str, list[bytes]] = {}              # parts as json: half a million as objects are large
         for line, text in lists.lines_of(path):
             try:
                 video_id, span = read_tube(text)
@@ -52,11 +53,11 @@ class TalkingHead(Source):
                 yield lists.error_unit("talkinghead", f"line-{line}", text[:80], drop.reason, detail)
             else:
                 span["split"] = "test" if self.part == "val" else "train"
-                videos.setdefault(video_id, []).append(span)
+                videos.setdefault(video_id, []).append(json.dumps(span, separators=(",", ":")).encode())
         if not videos:
             raise ValueError(f"{path}:1: holds no tube 'name, H, W, S, E, L, T, R, B'; give data_list's file")
-        for video_id, spans in videos.items():
-            url = lists.youtube_url(video_id)
+        for video_id, parts in videos.items():
+            url, spans = lists.youtube_url(video_id), [json.loads(part) for part in parts]
             yield lists.unit("talkinghead", video_id, url, spans, LICENCE)
         yield from self._without_tubes(set(videos))
 

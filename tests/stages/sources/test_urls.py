@@ -1,13 +1,11 @@
 """Lists of addresses: columns we know, columns we do not, rows and files that are broken."""
 
 import json
-import tracemalloc
 
 import pytest
 
 from stages.base import Drop
 from stages.sources.lists import box_at, refuse, source_id, span_clip, youtube_url
-from stages.sources.several import mark_duplicates
 from stages.sources.urls import Urls
 
 
@@ -168,17 +166,3 @@ def test_a_file_that_is_broken_further_down_is_refused_before_any_unit(tmp_path,
     path.write_bytes(b"url,note\nnowhere,x\nhttps://example.org/a.mp4,x\n" + tail)
     with pytest.raises(ValueError, match=r"list\.csv:4"):
         next(Urls(str(path)).clips(None))
-
-
-def test_a_long_list_takes_little_memory(tmp_path):
-    count = 20_000
-    row = "https://www.youtube.com/watch?v={:011d},{},{},\"0.25,0.1,0.75,0.9\",anna,CC-BY 4.0,green\n"
-    text = "url,start,end,box,identity,licence,colour\n"
-    path = tmp_path / "list.csv"
-    path.write_text(text + "".join(row.format(n // 10, n % 10 * 9, n % 10 * 9 + 5) for n in range(count)))
-    tracemalloc.start()
-    units = sum(1 for _ in mark_duplicates(Urls(str(path)).clips(None)))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert units == count / 10
-    assert peak / count < 1500                           # bytes of a row: a million rows in 1.5 GB at most
