@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.camera import RADIUS, Camera
+from model.camera import RADIUS, Camera, check_cameras
 from pipelines.camera_files import PV3D_CAMERAS, PV3D_VIDEOS, find_cameras, store_of
 from stages.cameras import at_radius, euler_degrees
 from stages.crop import apply
@@ -119,20 +119,30 @@ def draw(frame: Picture, camera: NDArray[np.float32], landmarks: Array | None = 
         whole = np.rint(16 * points).astype(np.int32)                # 4 binary digits after the point
         cv2.polylines(picture, [whole], False, colour, width, cv2.LINE_AA, 4)
 
-    for edge in _box():
-        line(project(camera, edge, side), WHITE)
-    for chosen in LINES:
-        line(project(camera, LANDMARKS[list(chosen)], side), YELLOW, 2)
-    for end, colour in AXES:
-        line(project(camera, to_world(np.array([(0, 0, 0), end]) + NOSE_MM), side), colour, 3)
+    text = "no camera"
+    if _is_camera(camera):
+        for edge in _box():
+            line(project(camera, edge, side), WHITE)
+        for chosen in LINES:
+            line(project(camera, LANDMARKS[list(chosen)], side), YELLOW, 2)
+        for end, colour in AXES:
+            line(project(camera, to_world(np.array([(0, 0, 0), end]) + NOSE_MM), side), colour, 3)
+        angles = zip(("yaw", "pitch", "roll"), euler_degrees(camera), strict=True)
+        text = "  ".join(f"{name} {round(float(angle)):+d}" for name, angle in angles)
     if landmarks is not None:
         for x, y in np.rint(16 * ((landmarks + 0.5) * scale - 0.5)).astype(int).tolist():
             cv2.circle(picture, (x, y), 32, WHITE, -1, cv2.LINE_AA, 4)
-    angles = zip(("yaw", "pitch", "roll"), euler_degrees(camera), strict=True)
-    text = "  ".join(f"{name} {round(float(angle)):+d}" for name, angle in angles)
     cv2.rectangle(picture, (0, side - 30), (260, side), BLACK, -1)
     cv2.putText(picture, text, (8, side - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, WHITE, 1, cv2.LINE_AA)
     return picture
+
+
+def _is_camera(numbers: NDArray[np.float32]) -> bool:
+    try:
+        check_cameras(numbers)
+    except ValueError:
+        return False
+    return True
 
 
 def project(camera: NDArray[np.float32], points: Array, size: int) -> Array:

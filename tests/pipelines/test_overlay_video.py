@@ -111,6 +111,12 @@ def test_drawing_changes_no_frame_that_it_was_given() -> None:
     assert (frame == 90).all()
 
 
+def test_a_broken_camera_is_said_to_be_none() -> None:
+    frame = np.full((64, 64, 3), 90, np.uint8)
+    picture = draw(frame, np.full(25, np.nan, np.float32))
+    assert (picture[:400] == 90).all()
+
+
 def test_the_authors_layout_is_drawn_too(tmp_path: Path) -> None:
     for folder in ("recrop_faces", "smoothed_camera2world"):
         (tmp_path / folder).mkdir()
