@@ -317,11 +317,17 @@ def test_a_person_that_only_the_balance_names_stays_away(people: People, monkeyp
     assert name not in people.identities()
 
 
-def test_an_entry_that_is_withdrawn_lets_the_clips_come_back(people: People) -> None:
+@pytest.mark.parametrize("entry", ["identity:p1", f"clip:people-{ID.format(2)}_0000000"])
+@pytest.mark.parametrize("run_between", [True, False])
+def test_an_entry_that_is_withdrawn_lets_the_clips_come_back(
+    people: People, entry: str, run_between: bool
+) -> None:
     people.run()
     before = people.contents("shards", "manifest", "dataset", "aligned", "videos")
-    people.name("identity:p1")
+    people.name(entry)
     people.take_down()
+    if run_between:
+        people.run()
     people.name()
     people.run()
     assert people.contents("shards", "manifest", "dataset", "aligned", "videos").items() >= before.items()
@@ -343,6 +349,34 @@ def test_licences_that_are_not_allowed_are_rejected_with_that_reason(people: Peo
     units = [u for u in survey(people.load(*allowed)).units if u.reason == "licence not allowed"]
     assert len(units) == 3 + 1
     assert {u.state for u in units} == {"rejected"}
+
+
+def test_of_a_clip_nothing_but_its_id_stays_in_the_records_of_what_it_was_cut_from(people: People) -> None:
+    people.run()
+    name = f"people-{ID.format(0)}_0000000"
+    people.name(f"clip:{name}")
+    people.take_down()
+    seen = 0
+    for key, records in forget.segments(people.store):
+        held = forget.clips(people.store, key)
+        assert held is not None
+        for record in records:
+            assert record.unit != name
+            for number, out in enumerate(record.outputs):
+                clip = held.clip(record.row + number)
+                assert (clip.id, bool(clip.is_cut or "/Fetch/" in key)) == (out.id, out.id != name)
+                seen += out.id == name
+    assert seen == 1
+    assert people.reasons()[name] == "taken down"
+
+
+def test_a_video_takes_along_all_that_was_cut_from_its_parts(people: People) -> None:
+    people.run("source.several=[0]")
+    people.name(f"clip:people-{ID.format(0)}")
+    unlisted = people.load("source.use='stages.sources.urls:Urls'", "source.location=gone.csv")
+    answer, _ = takedown.takedown(unlisted)
+    assert len([clip for clip in answer["clips"] if ID.format(0) in clip]) == 4
+    assert traces(people.store, ID.format(0)) == []
 
 
 def test_the_record_names_nobody(people: People) -> None:
