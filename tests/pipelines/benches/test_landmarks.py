@@ -42,13 +42,14 @@ def test_measures_the_good_clips_of_a_folder(tmp_path: Path) -> None:
     frames = [np.ascontiguousarray(grace[40:440, 2 * n:400 + 2 * n]) for n in range(16)]
     write_video(tmp_path / "videos" / "a.mp4", frames, 25)
     write_video(tmp_path / "videos" / "b.mp4", [np.full_like(f, 128) for f in frames], 25)
-    (tmp_path / "manifest.csv").write_text(
-        "file,kind,identity\nvideos/a.mp4,talk,p1\nvideos/b.mp4,raw,p2\nvideos/c.mp4,neg,p3\n"
-    )
+    (tmp_path / "videos" / "d.mp4").write_text("no video")
+    names = {"a": "talk", "b": "raw", "c": "neg", "d": "talk"}
+    rows = [f"videos/{name}.mp4,{kind},p{name}" for name, kind in names.items()]
+    (tmp_path / "manifest.csv").write_text("\n".join(["file,kind,identity", *rows]))
     lines: list[str] = []
     found = run(tmp_path, frames=12, progress=lines.append)
     figures = found["figures"]
-    assert (figures["clips"], figures["clips_missing"]) == (1, 1)
+    assert (figures["clips"], figures["clips_missing"]) == (1, 2)
     assert 0.1 < figures["stage_over_models"] < 1.5
     assert 0 < figures["detector_share"] < 1
     assert figures["every_k_change_pct"] < 5
