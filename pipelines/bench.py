@@ -28,6 +28,7 @@ BENCHES = {
     "lists": "pipelines.benches.lists:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
+    "videos": "pipelines.benches.videos:run",
 }
 
 

@@ -28,8 +28,8 @@ SECOND_SIDE = 0.5                # of the first one's side
 FACE_EVERY, OTHERS_EVERY = 2, 5  # frames that are looked at for the face, and for others
 SURE, POSSIBLE = 0.8, 0.4        # scores of a second face, and of the face that is followed
 # A cut, by the correlation of pictures of 32 x 32: of a frame and the next, and from two before to one after.
-UNLIKE, UNLIKE_LASTING = 0.7, 0.8
-STANDS_OUT = 4.0                 # times the usual loss of correlation around it
+UNLIKE, UNLIKE_LASTING = 0.65, 0.8
+STANDS_OUT = 2.5                 # times any other loss around it: fast heads move for several frames
 
 
 def faults(path: Path, clip: Clip, detect: Detect) -> list[str]:
@@ -81,7 +81,7 @@ def cut_inside(frames: Sequence[Picture]) -> str:
         before, after = max(i - 2, 0), min(i + 2, len(flat) - 1)
         around = np.delete(loss[max(i - 5, 0):i + 6], i - max(i - 5, 0))
         lasting = float(flat[before] @ flat[after])
-        if lasting < UNLIKE_LASTING and loss[i] > STANDS_OUT * np.median(around):
+        if lasting < UNLIKE_LASTING and loss[i] > STANDS_OUT * max(around, default=0.0):
             return f"cut inside: at frame {i + 1} of {len(frames)}"
     return ""
 
