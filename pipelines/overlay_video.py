@@ -139,10 +139,9 @@ def draw(frame: Picture, camera: NDArray[np.float32], landmarks: Array | None = 
 
 def _is_camera(numbers: NDArray[np.float32]) -> bool:
     try:
-        check_cameras(numbers)
+        return bool(np.isfinite(numbers).all()) and check_cameras(numbers) is not None
     except ValueError:
         return False
-    return True
 
 
 def project(camera: NDArray[np.float32], points: Array, size: int) -> Array:

@@ -67,24 +67,22 @@ def blend(square: Picture, frame: Picture, transform: Array, quad: Array) -> Pic
     if depth.max() <= -1 / 3:
         return square
     shrink = min(COARSE_PX / padding.sigma, 1.0)
-    small, corner = _mirrored(frame, padding, shrink)
-    blurred = cv2.GaussianBlur(small, (0, 0), padding.sigma * shrink, borderType=cv2.BORDER_REFLECT_101)
+    outside, corner = _outside(frame, padding, shrink)
     # From px of the crop to px of the small copy.
     back = cv2.invertAffineTransform(transform)
     back[:, 2] += 0.5 - corner
     back = shrink * back
     back[:, 2] -= 0.5
     soft = cv2.warpAffine(
-        blurred, back, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        outside, back, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
-    smooth, fade = (
-        cv2.resize(np.clip(weight, 0, 1).astype(np.float32), (size, size))[..., None]
-        for weight in (3 * depth + 1, depth)
-    )
-    picture = square + (soft - square.astype(np.float32)) * smooth
-    picture += (_median(small, blurred, padding, shrink, corner) - picture) * fade
-    return np.asarray(np.clip(np.rint(picture), 0, 255), np.uint8)
+    weight = cv2.resize(_blurred_share(depth).astype(np.float32), (size, size))
+    return np.asarray(cv2.blendLinear(soft, square, weight, 1 - weight), np.uint8)
+
+
+def _blurred_share(depth: Array) -> Array:
+    return np.clip(3 * depth + 1, 0, 1)
 
 
 def _places(transform: Array, size: int) -> Array:
@@ -97,34 +95,34 @@ def _places(transform: Array, size: int) -> Array:
     return np.asarray(cv2.transform(grid, cv2.invertAffineTransform(transform)), np.float64)
 
 
-def _mirrored(frame: Picture, padding: Padding, shrink: float) -> tuple[NDArray[np.float32], Array]:
-    """The padded picture at a smaller size, and where its corner is, px from the frame's corner."""
+def _outside(frame: Picture, padding: Padding, shrink: float) -> tuple[Picture, Array]:
+    """What is blended in, at a smaller size, and where its corner is, px from the frame's corner."""
     import cv2
 
-    low, high = padding.edges[:2] - padding.pads[:2], padding.edges[2:] + padding.pads[2:]
-    corner = low                             # its edge: the frame's own corner is at (-0.5, -0.5)
-    width, height = np.ceil((high - low + 1) * shrink).astype(int)
+    corner = padding.edges[:2] - padding.pads[:2]    # its edge: the frame's own corner is at (-0.5, -0.5)
+    far = padding.edges[2:] + padding.pads[2:]
+    width, height = np.ceil((far - corner + 1) * shrink).astype(int).tolist()
+    mirrored = _mirrored(frame, corner, shrink, width, height)
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+    depth = padding.depth((grid + 0.5) / shrink + corner - 0.5)[..., None]
+    blurred = cv2.GaussianBlur(mirrored, (0, 0), padding.sigma * shrink, borderType=cv2.BORDER_REFLECT_101)
+    blended = mirrored + (blurred - mirrored) * _blurred_share(depth)
+    median = np.median(blended[::2, ::2], axis=(0, 1))
+    faded = blurred + (median - blurred) * np.clip(depth, 0, 1)
+    return np.asarray(np.rint(faded), np.uint8), corner
+
+
+def _mirrored(frame: Picture, corner: Array, shrink: float, width: int, height: int) -> NDArray[np.float32]:
+    """A small copy of the frame, and its mirror images around it."""
+    import cv2
+
     # Shrunk first, by the mean of what is under a pixel, so that the warp need not be finer.
     count = (max(round(frame.shape[1] * shrink), 1), max(round(frame.shape[0] * shrink), 1))
     small = cv2.resize(frame, count, interpolation=cv2.INTER_AREA)
     scale = np.array(count) / (frame.shape[1], frame.shape[0])
-    # px of the padded picture -> px of the small frame
-    linear = np.diag(scale / shrink)
-    shift = scale * (corner + 0.5 / shrink) - 0.5
-    matrix = np.column_stack([linear, shift])
+    matrix = np.column_stack([np.diag(scale / shrink), scale * (corner + 0.5 / shrink) - 0.5])
     picture = cv2.warpAffine(
-        small, matrix, (int(width), int(height)), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        small, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,       # at the edge: the middle of the last pixel is far from it here
     )  # fmt: skip
-    return np.asarray(picture, np.float32), corner
-
-
-def _median(
-    small: NDArray[np.float32], blurred: NDArray[np.float32], padding: Padding, shrink: float, corner: Array
-) -> NDArray[np.float32]:
-    """[3]: the median colour of the padded and blurred picture."""
-    height, width = small.shape[:2]
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
-    depth = padding.depth((grid + 0.5) / shrink + corner - 0.5)
-    smooth = np.clip(3 * depth + 1, 0, 1)[..., None]
-    return np.asarray(np.median(small + (blurred - small) * smooth, axis=(0, 1)), np.float32)
+    return np.asarray(picture, np.float32)
