@@ -305,6 +305,14 @@ def test_of_a_new_video_only_the_part_of_the_other_person_is_fetched(people: Peo
     assert not [name for name in people.identities() if name == "px"]
 
 
+def test_a_video_of_which_every_part_is_meant_is_not_touched(people: People) -> None:
+    people.name("identity:px", "identity:py")
+    people.run("source.several=[0]")
+    assert not [line for line in people.calls() if ID.format(0) in line]
+    units = survey(people.load("source.several=[0]")).units
+    assert [(u.clip, u.reason) for u in units if ID.format(0) in u.source] == [(None, "taken down")]
+
+
 def test_a_person_that_only_the_balance_names_stays_away(people: People, monkeypatch: Any) -> None:
     changes = ("source.several=[]", "source.licences=[CC0]")
     people.run(*changes)
