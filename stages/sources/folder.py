@@ -51,7 +51,8 @@ class Folder(Source):
         if self.location.startswith("demo:"):
             yield from self._demo(store)
             return
-        found = sorted(self._objects(store) if self.location.startswith("s3://") else self._files())
+        videos = self._objects(store) if self.location.startswith("s3://") else self._files()
+        found = sorted(one for one in videos if not self._made_by_us(one, store))
         if not found:
             raise ValueError(
                 f"source.location: {self.location} holds no video ({', '.join(self.extensions)}); "
@@ -85,6 +86,15 @@ class Folder(Source):
             status = path.stat()
             fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
             yield _Video(path.relative_to(folder).as_posix(), str(path), fingerprint)
+
+    @staticmethod
+    def _made_by_us(one: _Video, store: Storage) -> bool:
+        """Whether it lies in the store, where that lies inside the location: what a run made is no source.
+
+        A location inside the store is meant as it is.
+        """
+        base, own = one.video.removesuffix(one.name), f"{store.root.rstrip('/')}/"
+        return own != base and own.startswith(base) and one.video.startswith(own)
 
     def _wanted(self, name: str) -> bool:
         """Whether a name has one of the suffixes, and no part that is hidden."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import StorageError, check_key
+from infra.storage import FolderStorage, StorageError, check_key
 from stages.base import Drop
 from stages.sources.folder import Folder, unit_ids
 
@@ -213,3 +213,19 @@ def test_a_video_on_s3_is_cut_as_one_of_a_folder(bucket, store, tmp_path) -> Non
     assert (cut.frame_count, cut.width) == (60, 64)
     with pytest.raises(Drop):
         list(stage.process(broken))
+
+
+def test_what_a_run_wrote_into_the_folder_is_no_source(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "runs/one/train/sample.mp4", "runs/one/videos/b.mp4", "runs/one-b/c.mp4")
+    inside = FolderStorage(tmp_path / "runs" / "one")
+    assert listed(tmp_path, inside) == ["a.mp4", "runs/one-b/c.mp4"]
+    assert listed(tmp_path / "runs" / "one" / "videos", inside) == ["b.mp4"]
+    assert listed(tmp_path / "runs" / "one", inside) == ["train/sample.mp4", "videos/b.mp4"]
+
+
+def test_what_a_run_wrote_into_the_bucket_is_no_source(bucket) -> None:
+    from infra.storage import open_storage
+
+    bucket("a.mp4")
+    bucket("out/train/sample.mp4")
+    assert [clip.source for clip in Folder("s3://raw").clips(open_storage("s3://raw/out"))] == ["a.mp4"]
