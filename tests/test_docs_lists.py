@@ -23,6 +23,24 @@ def test_the_example_is_a_workflow(tmp_path):
     assert [step.name for step in workflow.steps][:4] == [
         "ProbeVideos", "KeepBestClips", "Download", "LocateChunks"
     ]  # fmt: skip
+    pauses = workflow.steps[2]
+    assert (pauses.name, pauses.timeout_s) == ("Download", 14400.0)      # longer than any pause
+
+
+@pytest.mark.parametrize(
+    ("setting", "redone", "barred_again"),
+    [("requests_per_minute=1.0", False, False), ("keep_videos=false", False, False),
+     ("work=/tmp/w", False, False), ("cookies=c.txt", False, True), ("proxy=http://h:1", False, True),
+     ("format=best", True, True), ("sections=false", True, True), ("maximum_bytes=9", True, True)],
+)  # fmt: skip
+def test_only_the_settings_that_are_told_redo_a_download(tmp_path, setting, redone, barred_again):
+    path = tmp_path / "workflow.yaml"
+    path.write_text(
+        f"storage: {{root: {tmp_path}}}\nsource: {{use: 'stages.sources.urls:Urls', location: l.csv}}\n"
+        "stages: [{use: 'stages.download:Download'}]\ntrain: {variant: model.config:tiny}\n"
+    )
+    (before,), (after,) = load(path).steps, load(path, None, [f"stages.Download.{setting}"]).steps
+    assert (before.key != after.key, before.barred_key != after.barred_key) == (redone, barred_again)
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(stages\.[\w.]+:\w+)`", TEXT))))
