@@ -159,10 +159,11 @@ class FitCameras(Stage):
         else:
             rotations, positions = deep3d.camera_from_network(*self._estimate(clip))
             errors = misses(rotations, positions, points, places, clip.crop_size)
-        facing = (rotations @ UPRIGHT)[:, 2, 2]
         error = float(np.median(errors))
-        if not (error <= self.max_error and facing.min() > 0):
+        if not error <= self.max_error:
             raise Drop("camera not found", f"the rigid face misses the landmarks by {error:.1%} of the crop")
+        if not (rotations @ UPRIGHT)[:, 2, 2].min() > 0:
+            raise Drop("camera not found", "the head is turned away by more than 90 degrees")
         cameras = encode(*smooth_poses(rotations, positions, self.sigma_s, clip.fps, self.distance))
         check_cameras(cameras, tolerance=1e-5, radius=RADIUS if self.distance == "orig" else None)
         yield clip.copy(cameras=cameras, smooth_mesh=None)      # megabytes, which nobody needs from here on

@@ -112,7 +112,7 @@ def read_checkpoint(path: Path) -> Network:
 
 
 class Deep3D:
-    """Estimates head poses on the GPU where there is one; 0.1 s a picture on one CPU core."""
+    """Estimates head poses on the GPU where there is one; 0.07 s a picture on one CPU core."""
 
     name: ClassVar[str] = "deep3d"
 

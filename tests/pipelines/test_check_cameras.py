@@ -118,6 +118,17 @@ def test_the_authors_files_are_read_each_as_a_clip(tmp_path: Path) -> None:
     assert len(table.splitlines()) == 4  # a head line, two clips, a fault
 
 
+def test_of_many_sound_clips_the_first_are_shown_and_of_faults_all(tmp_path: Path) -> None:
+    for i in range(130):
+        np.save(tmp_path / f"{i:03d}.npy", broken("distance") if i in (3, 129) else clip(2))
+    answer, table = check_cameras([str(tmp_path)])
+    lines = table.splitlines()
+    assert len(answer["files"]) == 130
+    assert len(lines) == 1 + 100 + 2 * 2 + 1
+    assert "129.npy" in table
+    assert "28 more" in lines[-1]
+
+
 def test_a_shard_is_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "00000-abc.tar", "w") as tar:
         for name in ("one", "two"):
