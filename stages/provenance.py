@@ -165,7 +165,7 @@ def _crop(clip: Clip) -> dict[str, Any]:
     """Corners, scale and middle of the crop in every frame, from the transform that made it."""
     matrix = clip.need("crop_transforms").astype(np.float64)
     linear, shift = matrix[:, :, :2], matrix[:, :, 2]
-    inverse = np.linalg.inv(linear)
+    inverse = np.linalg.pinv(linear)         # equal to the inverse, and defined for what is no crop at all
     low, high = -0.5, clip.crop_size - 0.5   # the centre of the first pixel is at 0
     corners = np.array([(low, low), (low, high), (high, high), (high, low)])
     middle = np.full((1, 2), (clip.crop_size - 1) / 2)

@@ -25,10 +25,11 @@ import pytest
 
 from infra.storage import FolderStorage
 from model.camera import orbit
-from pipelines.settings import StorageSettings, TrainSettings
+from pipelines.settings import PolicySettings, StorageSettings, TrainSettings
 from pipelines.train_job import Job
 from stages.clip import Clip
 from stages.shards import WriteShards, open_dataset
+from stages.takedown import Takedown
 
 STEPS = 5
 TOLERANCE = 1e-5  # measured 1.5e-6: rounding that Adam amplifies; a wrong gradient shows as 1e-3
@@ -344,8 +345,9 @@ def test_a_killed_worker_costs_no_step_and_none_is_logged_twice(
 def workflow(root: Path, **changes: Any) -> Any:
     """What `train` reads of a workflow."""
     return SimpleNamespace(
-        storage=place(root), train=settings(**changes), store=lambda: FolderStorage(root / "store")
-    )
+        storage=place(root), train=settings(**changes), store=lambda: FolderStorage(root / "store"),
+        policy=PolicySettings(), takedown=Takedown(), steps=(),
+    )  # fmt: skip
 
 
 def test_other_settings_start_another_run_and_more_steps_continue(data: Path) -> None:
