@@ -7,6 +7,7 @@ the face and the blue axis points where the nose does. White dots are the landma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.camera import RADIUS, Camera, check_cameras
-from pipelines.camera_files import PV3D_CAMERAS, PV3D_VIDEOS, find_cameras, store_of
+from pipelines.camera_files import EG3D_LABELS, PV3D_CAMERAS, PV3D_VIDEOS, find_cameras, store_of
 from stages.cameras import at_radius, euler_degrees
 from stages.crop import apply
 from stages.dataset import Dataset, Sample, open_dataset
@@ -26,6 +27,7 @@ Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 
 SHOWN_PX = 512                   # side of the video, at least
+PICTURES = 250                   # of EG3D's layout
 FPS = 25.0                       # of clips that name no rate
 
 YELLOW, WHITE, BLACK = (255, 220, 40), (255, 255, 255), (0, 0, 0)
@@ -74,9 +76,11 @@ def _clips(path: str, count: int) -> Iterator[Shown]:
     elif (folder / PV3D_CAMERAS).is_dir() and (folder / PV3D_VIDEOS).is_dir():
         for file in sorted((folder / PV3D_CAMERAS).glob("*.json"))[:count]:
             yield _video(folder, file)
+    elif (folder / EG3D_LABELS).is_file():
+        yield _pictures(folder)
     else:
         raise ValueError(
-            f"--overlay: {path} holds no pictures; give a storage.root or a folder with {PV3D_VIDEOS}/"
+            f"--overlay: {path} holds no pictures; give a storage.root or a folder in PV3D's or EG3D's layout"
         )
 
 
@@ -96,6 +100,23 @@ def _video(folder: Path, file: Path) -> Shown:
     video = folder / PV3D_VIDEOS / f"{file.stem}.mp4"
     frames = (frame for _, frame in read_all(video))
     return Shown(file.stem, probe(video).fps or FPS, frames, cameras.numbers.astype(np.float32), None)
+
+
+def _pictures(folder: Path) -> Shown:
+    """The first pictures of EG3D's labels, one after the other."""
+    import cv2
+
+    labels = json.loads((folder / EG3D_LABELS).read_bytes())["labels"][:PICTURES]
+
+    def frames() -> Iterator[Picture]:
+        for name, _ in labels:
+            picture = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
+            if picture is None:
+                raise ValueError(f"--overlay: {folder / name}: no picture that can be read")
+            yield np.asarray(picture, np.uint8)
+
+    numbers = np.array([numbers for _, numbers in labels], np.float32)
+    return Shown(folder.resolve().name, FPS, frames(), numbers, None)
 
 
 def _drawn(shown: Shown) -> Iterator[Picture]:

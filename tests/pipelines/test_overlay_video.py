@@ -128,6 +128,22 @@ def test_the_authors_layout_is_drawn_too(tmp_path: Path) -> None:
     assert len(list(read_all(file))) == 3
 
 
+def test_eg3ds_layout_is_drawn_too(tmp_path: Path) -> None:
+    import cv2
+
+    (tmp_path / "00000").mkdir()
+    camera = encode(rotation_from_euler(0, 0, 0), np.array([0, 0, 2.7])).tolist()
+    names = [f"00000/{i}.png" for i in range(3)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), np.full((64, 64, 3), 90, np.uint8))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[name, camera] for name in names]}))
+    (file,) = write_overlays([str(tmp_path)], tmp_path / "out", 12)
+    assert len(list(read_all(file))) == 3
+    (tmp_path / names[2]).unlink()
+    with pytest.raises(ValueError, match=r"2\.png"):
+        write_overlays([str(tmp_path)], tmp_path / "out", 12)
+
+
 def test_cameras_without_pictures_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((1, 25)))
     with pytest.raises(ValueError, match="--overlay"):
