@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from model.camera import RADIUS, Camera, check_cameras
 from pipelines.camera_files import EG3D_LABELS, PV3D_CAMERAS, PV3D_VIDEOS, find_cameras, store_of
+from stages.affine import apply
 from stages.cameras import at_radius, euler_degrees
-from stages.crop import apply
 from stages.dataset import Dataset, Sample, open_dataset
 from stages.face_model import LANDMARKS, to_world
 from stages.pnp import CROP_DISTANCE

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from infra.storage import Storage
 from model.camera import FOCAL, RADIUS, Camera, check_cameras, intrinsics
 from stages import backends, deep3d
+from stages.affine import apply, warp
 from stages.base import Drop, Stage
 from stages.clip import Clip
-from stages.crop import apply, warp
 from stages.face_model import LANDMARKS, RIGID
 from stages.pnp import fit_poses
 from stages.rotations import UPRIGHT, euler_from_rotation, smooth_rotations

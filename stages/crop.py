@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from infra.storage import Storage
+from stages.affine import apply, invert, linear_apply, warp
 from stages.base import Drop, Stage
 from stages.clip import Clip
 from stages.padding import blend
@@ -83,7 +84,7 @@ def quad_to_square(quad: ArrayLike, size: float) -> Array:
         [direction, np.stack([-direction[..., 1], direction[..., 0]], axis=-1)], axis=-2
     )
     centre = corners.mean(axis=-2)
-    shift = (size - 1) / 2 - _apply(linear, centre)
+    shift = (size - 1) / 2 - linear_apply(linear, centre)
     return np.concatenate([linear, shift[..., None]], axis=-1)
 
 
@@ -130,7 +131,7 @@ def crop_transforms(landmarks: ArrayLike, size: int, whole_pixels: bool = True) 
     first = quad_to_square(ffhq_quad(landmarks), FFHQ_SIZE)
     second = recrop(five_points(apply(first, landmarks)), FFHQ_SIZE, size, whole_pixels)
     linear = second[..., :2] @ first[..., :2]
-    shift = _apply(second[..., :2], first[..., 2]) + second[..., 2]
+    shift = linear_apply(second[..., :2], first[..., 2]) + second[..., 2]
     return np.concatenate([linear, shift[..., None]], axis=-1)
 
 
@@ -163,21 +164,8 @@ def smooth_transforms(
     turn = low_pass(turn, scale_sigma_s, fps)
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=-2)
-    shift = (size - 1) / 2 - _apply(linear, centre)
+    shift = (size - 1) / 2 - linear_apply(linear, centre)
     return np.concatenate([linear, shift[..., None]], axis=-1)
-
-
-def apply(transforms: ArrayLike, points: ArrayLike) -> Array:
-    """Map [..., N, 2] by [..., 2, 3]."""
-    matrix, xy = np.asarray(transforms, np.float64), np.asarray(points, np.float64)
-    return xy @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
-
-
-def invert(transforms: ArrayLike) -> Array:
-    """The inverse of [..., 2, 3]."""
-    matrix = np.asarray(transforms, np.float64)
-    linear = np.asarray(np.linalg.inv(matrix[..., :2]), np.float64)
-    return np.concatenate([linear, -_apply(linear, matrix[..., 2])[..., None]], axis=-1)
 
 
 def padded_fraction(transforms: Array, size: int, width: int, height: int) -> Array:
@@ -187,24 +175,6 @@ def padded_fraction(transforms: Array, size: int, width: int, height: int) -> Ar
     source = apply(invert(transforms), grid)
     outside = (source < -0.5).any(axis=-1) | (source > (width - 0.5, height - 0.5)).any(axis=-1)
     return np.asarray(outside.mean(axis=-1), np.float64)
-
-
-def warp(frame: NDArray[np.uint8], transform: Array, size: int, oversample: int) -> NDArray[np.uint8]:
-    """Cut uint8 [size, size, 3] out of a frame; what lies outside it is its mirror image.
-
-    `oversample` times finer samples are averaged, so that a large face does not alias when it shrinks.
-    Bilinear, as the published chain is where it enlarges.
-    """
-    import cv2
-
-    fine = oversample * transform + [[0, 0, (oversample - 1) / 2]] * 2
-    side = size * oversample
-    picture = cv2.warpAffine(
-        frame, fine, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
-    if oversample > 1:
-        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(picture, np.uint8)
 
 
 @dataclass
@@ -304,7 +274,3 @@ class AlignCrop(Stage):
 
 def _norm(vectors: Array) -> Array:
     return np.asarray(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float64)
-
-
-def _apply(linear: Array, vectors: Array) -> Array:
-    return (linear @ vectors[..., None])[..., 0]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from infra.storage import Storage
 from stages import backends
+from stages.affine import apply
 from stages.backends import identity_file
 from stages.base import Rejected, Stage
 from stages.clip import Clip
-from stages.crop import apply
 
 
 @dataclass

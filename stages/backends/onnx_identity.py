@@ -16,8 +16,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from infra import weights
 from infra.weights import WeightsError
+from stages.affine import warp
 from stages.backends.identity_file import Facts
-from stages.crop import warp
 
 SIDE = 112                           # px
 TEMPLATE = np.array(

@@ -12,9 +12,10 @@ pytest.importorskip("cv2")
 
 from model.camera import FOCAL
 from pipelines.overlay_video import YELLOW, draw, project, write_overlays
+from stages.affine import apply
 from stages.cameras import FitCameras, at_distance, encode
 from stages.clip import Clip
-from stages.crop import AlignCrop, apply
+from stages.crop import AlignCrop
 from stages.face_model import LANDMARKS, RIGID
 from stages.rotations import rotation_from_euler
 from stages.shards import WriteShards

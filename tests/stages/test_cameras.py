@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model.camera import FOCAL, Camera, check_cameras
+from stages.affine import apply
 from stages.base import Drop
 from stages.cameras import (
     HEAD,
@@ -17,7 +18,7 @@ from stages.cameras import (
     smooth_poses,
 )
 from stages.clip import Clip
-from stages.crop import apply, crop_transforms
+from stages.crop import crop_transforms
 from stages.face_model import LANDMARKS, RIGID
 from stages.pnp import fit_poses
 from stages.rotations import UPRIGHT, angle_between, rotation_from_euler

@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 
 from model.camera import FOCAL
+from stages.affine import apply, invert, warp
 from stages.base import Drop
 from stages.clip import Clip
 from stages.crop import (
     STANDARD_FIVE,
     AlignCrop,
-    apply,
     clip_transforms,
     crop_transforms,
     ffhq_quad,
     five_points,
-    invert,
     padded_fraction,
     pos,
     quad_to_square,
     smooth_transforms,
-    warp,
 )
 from stages.face_model import LANDMARKS
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from two_step import psnr, quad_of, two_step
 
+from stages.affine import warp
 from stages.clip import Clip
-from stages.crop import AlignCrop, crop_transforms, ffhq_quad, padded_fraction, warp
+from stages.crop import AlignCrop, crop_transforms, ffhq_quad, padded_fraction
 from stages.padding import blend, ffhq_padding
 from stages.sources import portraits
 

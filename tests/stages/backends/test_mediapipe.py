@@ -16,7 +16,8 @@ import skimage.data
 
 from infra.weights import WeightsError
 from stages import backends, face_model, pnp
-from stages.crop import apply, crop_transforms
+from stages.affine import apply
+from stages.crop import crop_transforms
 from stages.rotations import angle_between
 
 pytest.importorskip("mediapipe")
