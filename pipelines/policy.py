@@ -10,7 +10,7 @@ the ledger has them. See `pipelines.takedown` for what is removed from the store
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from infra.storage import Storage
@@ -19,7 +19,7 @@ from pipelines.workflow import Step, Workflow
 from stages.clip import Clip
 from stages.dataset import Dataset
 from stages.sources.lists import Span
-from stages.takedown import TAKEN_DOWN, Entry, hash_of
+from stages.takedown import TAKEN_DOWN, Entry, hash_of, uncut
 
 NOT_ALLOWED = "licence not allowed"
 FOLDER = "takedown"
@@ -46,14 +46,19 @@ class Policy:
                 f"policy.takedown: not set, but {store.root} was swept for a list ({keys[0]}); name that list"
             )
         self.records = {key: json.loads(store.read(key)) for key in keys if key != STATE}
-        self._found = dict(self._found_before())
+        self._found: dict[str, Entry] = {}   # by the hash of a unit's id
+        self._places: dict[str, list[tuple[float, float, Entry]]] = {}   # s, by that of what it was cut from
+        self._recall()
 
-    def _found_before(self) -> Iterator[tuple[str, Entry]]:
-        """(hash of a unit's id, entry) of what sweeps removed for entries that are listed still."""
+    def _recall(self) -> None:
+        """What sweeps removed for entries that are listed still."""
         entries = {entry.hash: entry for entry in self.takedown.entries}
         for record in self.records.values():
             for unit, causes in record["clips"].items():
-                yield from ((unit, entries[cause]) for cause in causes if cause in entries)
+                self._found.update((unit, entries[cause]) for cause in causes if cause in entries)
+            for part, start_s, end_s, causes in record["places"]:
+                places = self._places.setdefault(part, [])
+                places += [(start_s, end_s, entries[cause]) for cause in causes if cause in entries]
 
     # --- listed videos -----------------------------------------------------------------------------------
 
@@ -107,18 +112,31 @@ class Policy:
         unit = f"{clip.listed.get('unit', clip.id)}-{span['key']}"
         return self.find(unit, identity=str(span.get("identity", clip.identity)))
 
-    def stops(self, ref: Ref) -> str:
+    def find_place(self, unit: str, load: Callable[[], Clip]) -> Entry | None:
+        """The entry for which a clip was removed that showed the same part at the same time: other settings
+        of a cut give other ids to the same pictures."""
+        places = self._places.get(hash_of(uncut(unit))) if self._places else None
+        times = load().frame_times_s if places else None
+        if not places or times is None:
+            return None
+        return next((entry for start, end, entry in places if start <= times[-1] and times[0] <= end), None)
+
+    def stops(self, ref: Ref, ledger: Ledger) -> str:
         """The reason why a unit must go no further, or ""."""
         if ref.clip is not None and ref.clip.listed.get("error") in (TAKEN_DOWN, NOT_ALLOWED):
             return str(ref.clip.listed["error"])
-        return TAKEN_DOWN if self.takedown and self.find(ref.id, ref.source, ref.identity) else ""
+        if not self.takedown:
+            return ""
+        entry = self.find(ref.id, ref.source, ref.identity)
+        entry = entry or self.find_place(ref.id, lambda: ledger.load(ref, ("frame_times_s",)))
+        return TAKEN_DOWN if entry else ""
 
-    def divide(self, refs: Iterable[Ref]) -> tuple[list[Ref], list[tuple[Ref, str]]]:
+    def divide(self, refs: Iterable[Ref], ledger: Ledger) -> tuple[list[Ref], list[tuple[Ref, str]]]:
         """(those that go on, those that are stopped with the reason)."""
         kept: list[Ref] = []
         stopped: list[tuple[Ref, str]] = []
         for ref in refs:
-            if reason := self.stops(ref):
+            if reason := self.stops(ref, ledger):
                 stopped.append((ref, reason))
             else:
                 kept.append(ref)

@@ -56,13 +56,13 @@ def walk(workflow: Workflow, store: Storage) -> tuple[Walk, Ledger]:
     refs = list(listed(workflow, store, policy))
     for step in workflow.steps:
         after: list[Ref] = []
-        for ref, record in _current(step, ledger, policy, policy.divide(refs)[0]):
+        for ref, record in _current(step, ledger, policy, policy.divide(refs, ledger)[0]):
             _collect(ledger, sheets, step, ref, record)
             after += ledger.outputs(record)
         refs = after
         if "cameras" in step.stage.writes:
             found.posed = after
-    found.kept = policy.divide(refs)[0]
+    found.kept = policy.divide(refs, ledger)[0]
     found.sheets = sorted(sheets.values(), key=lambda s: -s.count)[:REASONS_SHOWN]
     return found, ledger
 

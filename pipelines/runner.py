@@ -187,7 +187,7 @@ class _Run:
 
     def _admitted(self, refs: Iterable[Ref], index: int) -> list[Ref]:
         """Those that the policy lets through to a step."""
-        kept, stopped = self.policy.divide(refs)
+        kept, stopped = self.policy.divide(refs, self.ledger)
         self.prepared.taken_down |= index > 0 and any(reason == TAKEN_DOWN for _, reason in stopped)
         return kept
 

@@ -71,7 +71,7 @@ def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
     for step in steps:
         counts = found.stages.setdefault(step.name, Counts())
         cuts = "frame_times_s" in step.stage.writes
-        refs = _admitted(found, counts, step, policy, refs, is_clip=cut)
+        refs = _admitted(found, counts, step, policy, ledger, refs, is_clip=cut)
         records = _current(step, ledger, policy, refs)
         kept: list[Ref] = []
         for ref, record in records:
@@ -82,7 +82,7 @@ def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
         refs = kept
     last = steps[-1].name
     ended = len(refs)
-    refs = _admitted(found, found.stages[last], steps[-1], policy, refs, is_clip=cut)
+    refs = _admitted(found, found.stages[last], steps[-1], policy, ledger, refs, is_clip=cut)
     found.stages[last].ok -= ended - len(refs)
     found.units.extend(Unit(ref.source, ref.id, last, "ok", "", ref.identity) for ref in refs)
     found.units.sort(key=lambda unit: (unit.source, unit.clip or ""))
@@ -90,10 +90,10 @@ def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
 
 
 def _admitted(
-    found: Survey, counts: Counts, step: Step, policy: Policy, refs: list[Ref], is_clip: bool
+    found: Survey, counts: Counts, step: Step, policy: Policy, ledger: Ledger, refs: list[Ref], is_clip: bool
 ) -> list[Ref]:
     """Those that the policy lets through to a step; the others end there."""
-    kept, stopped = policy.divide(refs)
+    kept, stopped = policy.divide(refs, ledger)
     counts.rejected += len(stopped)
     found.units.extend(
         Unit(ref.source, ref.id if is_clip else None, step.name, "rejected", reason, ref.identity)

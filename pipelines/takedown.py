@@ -28,7 +28,7 @@ from pipelines.takedown_search import Found, find
 from pipelines.workflow import Workflow
 from stages.dataset import LATEST, TOMBSTONE
 from stages.shards import commit_dataset, without
-from stages.takedown import hash_of
+from stages.takedown import hash_of, uncut
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,10 @@ def _record(store: Storage, found: Found, shards: dict[str, str | None]) -> str:
         "schema": SCHEMA,
         "entries": sorted({cause for causes in found.units.values() for cause in causes}),
         "clips": {hash_of(unit): sorted(causes) for unit, causes in sorted(found.units.items())},
+        "places": sorted(
+            [hash_of(uncut(clip)), *seconds, sorted(found.units[clip])]
+            for clip, seconds in found.places.items() if clip in found.units
+        ),
         "shards": shards,
         "files": sorted(hash_of(name) for name in found.files),
     }

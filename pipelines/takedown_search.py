@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import tarfile
@@ -11,9 +12,11 @@ from typing import Any
 
 from infra.storage import Storage
 from pipelines import forget
+from pipelines.ledger import ClipFile
 from pipelines.policy import Policy
 from pipelines.runner import listed
 from pipelines.workflow import Workflow
+from stages.clip import Clip
 from stages.dataset import TOMBSTONE
 from stages.download import store_name
 from stages.takedown import Entry
@@ -28,6 +31,7 @@ class Found:
     units: dict[str, set[str]] = field(default_factory=dict)     # id -> hashes of the entries that mean it
     shards: dict[str, list[str]] = field(default_factory=dict)   # manifest -> clips in it
     files: set[str] = field(default_factory=set)                 # frames, downloads, shards not committed
+    places: dict[str, tuple[float, float]] = field(default_factory=dict)     # clip -> its seconds
 
     def __bool__(self) -> bool:
         return bool(self.units or self.shards or self.files)
@@ -80,15 +84,17 @@ def _ledger(store: Storage, policy: Policy, found: Found) -> set[str]:
     """Note what the ledger knows of, and the files of it; returns the ids of all that it holds."""
     children: dict[str, set[str]] = {}
     present: set[str] = set()
-    for _, records in forget.segments(store):
+    for key, records in forget.segments(store):
         for record in records:
             present.add(record.unit)
             found.note(record.unit, policy.find(record.unit, record.source))
-            for out in record.outputs:
+            for row, out in enumerate(record.outputs, record.row):
                 if out.digest:               # else it was taken out before
                     present.add(out.id)
                     children.setdefault(record.unit, set()).add(out.id)
-                    found.note(out.id, policy.find(out.id, record.source, out.identity))
+                    entry = policy.find(out.id, record.source, out.identity)
+                    load = functools.partial(_read, store, key, row)
+                    found.note(out.id, entry or policy.find_place(out.id, load))
     waiting = list(found.units)
     while waiting:
         unit = waiting.pop()
@@ -112,9 +118,22 @@ def _files_of_records(store: Storage, found: Found) -> None:
         ]
         held = forget.clips(store, key) if rows else None
         if held is not None:
-            for clip in (held.clip(row, ()) for row in rows):
+            for clip in (_clip(held, row) for row in rows):
                 names = (clip.video.removeprefix("store:"), clip.aligned)
                 found.files |= {name for name in names if _ours(store, name)}
+                if clip.id in found.units and clip.frame_times_s is not None:
+                    times = clip.frame_times_s
+                    found.places[clip.id] = (float(times[0]), float(times[-1]))
+
+
+def _clip(held: ClipFile, row: int) -> Clip:
+    return held.clip(row, ("frame_times_s",))
+
+
+def _read(store: Storage, key: str, row: int) -> Clip:
+    """A clip with its times; an empty one when it cannot be read."""
+    held = forget.clips(store, key)
+    return _clip(held, row) if held is not None else Clip("", "", "")
 
 
 def _ours(store: Storage, name: str) -> bool:

@@ -98,11 +98,14 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def uncut(unit: str) -> str:
+    """The id of the listed part, or video, that a clip was cut from."""
+    return _CUT.sub("", unit)
+
+
 def _of_unit(unit: str) -> tuple[str, ...]:
-    if not unit:
-        return ()
-    uncut = _CUT.sub("", unit)
-    return tuple(f"{kind}:{name}" for name in dict.fromkeys((unit, uncut)) for kind in ("clip", "any"))
+    names = dict.fromkeys((unit, uncut(unit))) if unit else ()
+    return tuple(f"{kind}:{name}" for name in names for kind in ("clip", "any"))
 
 
 @functools.lru_cache(maxsize=1 << 16)

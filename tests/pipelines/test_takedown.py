@@ -325,6 +325,19 @@ def test_a_person_that_only_the_balance_names_stays_away(people: People, monkeyp
     assert name not in people.identities()
 
 
+def test_what_is_cut_anew_has_other_ids_and_still_stays_away(people: People) -> None:
+    people.run()
+    gone = sorted(people.clips())[0]
+    people.name(f"clip:{gone}")
+    people.run()
+    people.run("stages.Cut.shift_s=0.02")            # other ids for the same seconds
+    assert not [clip for clip in people.clips() if clip.startswith(gone[:-7] + "00000")]
+    assert [clip for clip in people.clips() if clip.startswith(gone[:-7])]
+    before = people.contents("")
+    assert people.take_down()["units"] == []
+    assert people.contents("") == before
+
+
 @pytest.mark.parametrize("entry", ["identity:p1", f"clip:people-{ID.format(2)}_0000000"])
 @pytest.mark.parametrize("run_between", [True, False])
 def test_an_entry_that_is_withdrawn_lets_the_clips_come_back(

@@ -74,6 +74,7 @@ class Cut(Stage):
     """Cuts every part, or every video, into `pieces`."""
 
     pieces: int = 2
+    shift_s: float = 0.0
     name: ClassVar[str] = "Cut"
     reads: ClassVar[tuple[str, ...]] = ("video",)
     writes: ClassVar[tuple[str, ...]] = ("fps", "width", "height", "frame_times_s")
@@ -86,7 +87,7 @@ class Cut(Stage):
         yield from lists.refuse(clip)
         for part, start, _ in lists.parts(clip):
             for number in range(self.pieces):
-                times = max(start, 0) + number + np.arange(3) / 25
+                times = max(start, 0) + number + np.arange(3) / 25 + self.shift_s
                 name = f"{part.id}_{round(times[0] * 1000):07d}"
                 yield part.copy(id=name, fps=25.0, width=640, height=480, frame_times_s=times)
 
