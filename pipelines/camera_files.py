@@ -1,7 +1,7 @@
 """Cameras of every kind of file that holds some: what `pv3d check-cameras` looks through.
 
     a storage.root, or a workflow       the clips of its dataset, from its shards
-    a shard (.tar)                      its clips
+    a shard (.tar)                      its clips; or a folder of shards
     .npy                                [T, 25], the frames of one clip
     dataset.json, or a folder or zip    EG3D's: {"labels": [[file, [25 numbers]], ...]}, pictures in any order
     a PV3D camera file (.json)          [[frame, [25 numbers]], ...], the frames of one clip
@@ -30,6 +30,7 @@ from stages.dataset import LATEST, open_dataset
 PV3D_CAMERAS = "smoothed_camera2world"       # folder names of the authors' data set
 PV3D_VIDEOS = "recrop_faces"
 EG3D_LABELS = "dataset.json"
+INDEX_SUFFIX = ".index.json"                 # of what lies beside a shard
 CAMERAS_SUFFIX = ".cameras.npy"              # of a member of a shard
 
 
@@ -81,7 +82,10 @@ def _folder(folder: Path) -> Iterator[Cameras]:
         yield from _json(folder / EG3D_LABELS)
         return
     place = folder / PV3D_CAMERAS if (folder / PV3D_CAMERAS).is_dir() else folder
-    files = sorted(file for file in place.iterdir() if file.suffix in _READERS and file.is_file())
+    files = sorted(
+        file for file in place.iterdir()
+        if file.suffix in _READERS and file.is_file() and not file.name.endswith(INDEX_SUFFIX)
+    )  # fmt: skip
     if not files:
         raise ValueError(f"{folder}: holds no cameras; give a folder with {', '.join(_READERS)} files")
     for file in files:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stages.crop import RECROP_CENTRE, RECROP_SCALE
 from stages.rotations import UPRIGHT, turn
 
 Array = NDArray[np.float64]
@@ -54,8 +55,6 @@ def input_transforms(crop_transforms: ArrayLike, crop_size: int) -> Array:
 
     Both pictures have the origin of the face in the middle; the input shows 94 % of the crop's side.
     """
-    from stages.crop import RECROP_CENTRE, RECROP_SCALE
-
     shown = crop_size * (INPUT_PX / FACE_SCALE) / (RECROP_CENTRE / RECROP_SCALE)
     zoom = INPUT_PX / shown
     found = zoom * np.asarray(crop_transforms, np.float64)

@@ -138,6 +138,8 @@ def test_a_shard_is_read(tmp_path: Path) -> None:
             member.size = buffer.tell()
             buffer.seek(0)
             tar.addfile(member, buffer)
+    (tmp_path / "00000-abc.index.json").write_text('{"schema": 1, "members": []}')
+    assert len(list(find_cameras(str(tmp_path)))) == 2
     found = list(find_cameras(str(tmp_path / "00000-abc.tar")))
     assert [cameras.name.split()[-1] for cameras in found] == ["one", "two"]
     np.testing.assert_allclose(found[1].numbers, clip())
