@@ -65,6 +65,7 @@ class Reader:
         """`exact=False` leaves the edges of blocks in B-frames as they are: good enough for a look."""
         self._path = path
         self._exact = exact
+        self.damaged_s: list[float] = []                 # times of frames that were left out as damaged
         self._start()
 
     def __enter__(self) -> Reader:
@@ -188,21 +189,29 @@ class Reader:
         return bool(found >= 0 and index[found].timestamp * base > at_s)
 
     def _decode(self, packets: Iterator[Any]) -> Iterator[Timed]:
-        """Frames with strictly ascending times; those that would go back in time are left out."""
+        """Frames with strictly ascending times.
+
+        Left out are those that would go back in time, and damaged ones with all up to the next key frame.
+        """
         stream = self._stream
         context, jumped, base = stream.codec_context, self._jumped, float(stream.time_base)
         step = float(1 / stream.average_rate) if stream.average_rate else 0.04
         last = -math.inf
         size: tuple[int, int] | None = None
-        barren = 0
+        barren, damaged = 0, False
         while True:
             with errors():
                 packet = next(packets, None)
+                if packet is None and damaged and last == -math.inf:
+                    raise DecodeError("no picture is sound")
                 if packet is None:
                     return
                 early = packet.pts is not None and packet.pts * base < self._skip_before
                 context.skip_frame = "NONREF" if early else "DEFAULT"
-                frames = packet.decode()
+                try:
+                    frames = packet.decode()
+                except av.InvalidDataError:
+                    frames, damaged = [], True
             barren = 0 if frames or early else barren + 1
             if barren > MAX_BARREN_PACKETS:
                 raise DecodeError(f"{barren} packets in a row hold no frame")
@@ -213,7 +222,10 @@ class Reader:
                 size = size or (frame.width, frame.height)
                 if (frame.width, frame.height) != size:
                     raise DecodeError(f"the picture changes from {size} to {(frame.width, frame.height)} px")
-                if time > last:
+                damaged = bool(frame.is_corrupt or (damaged and not frame.key_frame))
+                if damaged:
+                    self.damaged_s.append(time)
+                elif time > last:
                     last = time
                     yield time, frame
 

@@ -26,7 +26,7 @@ Outputs = Iterator[Clip | Rejected]
 
 @dataclass
 class SplitShots(Stage):
-    """Cut at shot changes, black frames, gaps and frozen pictures; reject what is too short, slow or broken.
+    """Cut at shot changes, black, gaps, and frozen or damaged pictures; reject what is short, slow or broken.
 
     A cut is where PySceneDetect's AdaptiveDetector would see one and the picture stays changed (after a flash
     it does not), where a change is so hard that no motion can make it, or where one of the first or last
@@ -79,6 +79,7 @@ class SplitShots(Stage):
             info = reader.info()
             for part, seen in self._looks(reader, wanted):
                 whole = part.clip.copy(fps=self.fps, width=info.width, height=info.height)
+                yield from _damage(reader, whole, part)
                 try:
                     self._check(seen, part, info if part.clip is clip else None)
                     yield from self._part(whole, seen, part)
@@ -169,3 +170,11 @@ class SplitShots(Stage):
         wanted = origin + np.arange(first, end) / self.fps
         middles = (times_s[1:] + times_s[:-1]) / 2
         return np.asarray(np.searchsorted(middles, wanted - 1e-9), np.int64)
+
+
+def _damage(reader: Reader, whole: Clip, part: Part) -> Iterator[Rejected]:
+    """The record of the frames of a part that the reader left out as damaged, if there are any."""
+    times = sorted({t for t in reader.damaged_s if part.start_s <= t < part.end_s})
+    if times:
+        clip = whole.copy(id=f"{whole.id}_{round(times[0] * 1000):07d}d")
+        yield Rejected(clip, "damaged", f"{len(times)} pictures from {times[0]:.2f} s to {times[-1]:.2f} s")
