@@ -40,8 +40,8 @@ LEFT_OUT = {
     "smooth_mesh", "embeddings", "embedding_mean",
 }  # fmt: skip
 TOOLS = (
-    "pv3d-pipeline", "numpy", "scipy", "av", "opencv-python-headless", "scenedetect-headless", "yt-dlp",
-    "dlib-bin", "face-alignment", "mediapipe", "onnxruntime", "torch",
+    "pv3d-pipeline", "numpy", "scipy", "av", "opencv-python-headless", "yt-dlp", "dlib-bin",
+    "face-alignment", "mediapipe", "onnxruntime", "torch",
 )  # fmt: skip
 
 _SECRET = re.compile(
