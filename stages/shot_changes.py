@@ -25,6 +25,8 @@ ADAPTIVE_RATIO = 3.0
 END_STEPS = 3                    # at either end the detector does not see; a cut there costs 3 frames at most
 END_CHANGE = 10.0
 END_RATIO = 4.0                  # to the median step
+JUMP = 6.0                       # where a head jumps in the same scene: a step of more than this, and ...
+JUMP_RATIO = 3.0                 # ... than any other of the 3 before and after; heads start and stop slower
 STAYS = 0.5                      # share of the change that is there from 2 frames before to 2 after: no flash
 GAP_S = 0.25                     # no frames for so long: the picture has jumped
 
@@ -143,11 +145,18 @@ def adaptive_cuts(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
     return found
 
 
+def jumps(changes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[N] steps that stand alone among small ones, as where a pause was cut out of a speech."""
+    padded, count = np.pad(changes, 3), len(changes)
+    others = np.max([padded[k:k + count] for k in (0, 1, 2, 4, 5, 6)], axis=0)
+    return np.asarray((changes > JUMP) & (changes > JUMP_RATIO * others), np.bool_)
+
+
 def cuts(seen: Seen) -> list[int]:
     """First frames of new shots, ascending, without 0."""
     count = len(seen.times_s)
     usual = float(np.median(seen.changes[1:])) if count > 1 else 0.0
-    adaptive = adaptive_cuts(seen.scores)
+    adaptive, jumped = adaptive_cuts(seen.scores), jumps(seen.changes)
     found = []
     for i in range(1, count):
         change = seen.changes[i]
@@ -156,7 +165,7 @@ def cuts(seen: Seen) -> list[int]:
         hard = change > HARD_CHANGE or (change > HARD_CHANGE_COLOURS and seen.colours[i] > HARD_COLOURS)
         at_end = end and change > max(END_CHANGE, END_RATIO * usual)
         gap = seen.times_s[i] - seen.times_s[i - 1] > GAP_S
-        if gap or at_end or (stays and (hard or adaptive[i])):
+        if gap or at_end or (stays and (hard or adaptive[i] or jumped[i])):
             found.append(i)
     return found
 

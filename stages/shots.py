@@ -29,8 +29,8 @@ class SplitShots(Stage):
     """Cut at shot changes, black, gaps, and frozen or damaged pictures; reject what is short, slow or broken.
 
     A cut is where PySceneDetect's AdaptiveDetector would see one and the picture stays changed (after a flash
-    it does not), where a change is so hard that no motion can make it, or where one of the first or last
-    frames differs.
+    it does not), where a change is so hard that no motion can make it, where a step stands alone among small
+    ones, or where one of the first or last frames differs.
     Shots longer than `maximum_seconds` become consecutive clips of about equal length.
 
     Output frame n of a listed part is the source frame presented nearest to its start + n / fps; without a
