@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.ledger import Ledger, Ref
+from pipelines.ledger import Ledger, Ref, members_digest
 from pipelines.pools import Work
 from pipelines.work import Piece
+from pipelines.workflow import Step
 from stages.base import GroupStage, Stage
 from stages.clip import Clip
 
@@ -48,3 +49,26 @@ def restore(piece: Piece, whole: Clip, writes: tuple[str, ...]) -> None:
 def in_storage_order(refs: Iterable[Ref]) -> list[Ref]:
     """By segment and row, so that each segment is opened once."""
     return sorted(refs, key=lambda ref: (ref.segment, ref.row))
+
+
+def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> dict[str, list[Ref]]:
+    """Members of every group of a group stage, sorted by id."""
+    assert isinstance(step.stage, GroupStage)
+    groups: dict[str, list[Ref]] = {}
+    for ref in refs:
+        record = ledger.current(step.name, step.key, ref)
+        group = record.group if record else step.stage.group(ledger.load(ref, arrays=()))
+        groups.setdefault(group, []).append(ref)
+    return {group: sorted(members, key=lambda ref: ref.id) for group, members in groups.items()}
+
+
+def group_outputs(step: Step, ledger: Ledger, members: list[Ref]) -> list[Ref] | None:
+    """What came out of a group, or None when it is not done with exactly these members."""
+    digest = members_digest(members)
+    outputs: list[Ref] = []
+    for ref in members:
+        record = ledger.current(step.name, step.key, ref)
+        if record is None or record.members != digest:
+            return None
+        outputs.extend(ledger.outputs(record))
+    return outputs

@@ -13,9 +13,10 @@ import numpy as np
 
 from infra.storage import Storage
 from pipelines import svg
+from pipelines.groups import group_outputs, groups_of
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
+from pipelines.listing import listed
 from pipelines.policy import Policy
-from pipelines.runner import group_outputs, groups_of, listed
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
 from stages.clip import Clip

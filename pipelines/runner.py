@@ -1,76 +1,30 @@
 """Run the data stages over everything that the ledger does not have yet.
 
-One loop plans and records; an executor (`InProcess` here, `pipelines.ray_runner.OnRay` on Ray) does the work.
+One loop plans and records; an executor (`pipelines.in_process` here, `pipelines.ray_runner` on Ray) does the
+work.
 Units stream from pool to pool through bounded windows; a group stage waits until all before it is done.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from infra.storage import Storage
-from pipelines.groups import clips_of, in_storage_order, is_light, restore
+from pipelines.groups import group_outputs, groups_of, in_storage_order, is_light, restore
+from pipelines.in_process import InProcess
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
+from pipelines.listing import listed
 from pipelines.policy import Policy
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
 from pipelines.videos import Videos
-from pipelines.work import Chain
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
-from stages.sources.several import mark_duplicates
 from stages.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
-
-_ID = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class InProcess:
-    """Does one work at a time, here. For tests and debugging: a native crash takes everything with it."""
-
-    window = 4
-
-    def __init__(self, store: Storage, ledger: Ledger) -> None:
-        self.store = store
-        self.ledger = ledger
-        self._chains: dict[int, Chain] = {}
-        self._ended: list[Outcome] = []
-
-    def schedule(self, pools: list[Pool]) -> None:
-        pool = next((pool for pool in reversed(pools) if pool.queue), None)
-        if pool is None:
-            return
-        if id(pool) not in self._chains:
-            stages = [step.stage for step in pool.steps]
-            self._chains[id(pool)] = Chain(stages, [step.name for step in pool.steps], self.store)
-        chain = self._chains[id(pool)]
-        work = pool.queue.popleft()
-        clips = clips_of(work, self.ledger)
-        if work.group is None:
-            pieces = chain.run(clips[0], work.first, work.last)
-        else:
-            pieces = chain.run_group(work.group, clips)
-        self._ended.append(Outcome(work, pieces))
-
-    def poll(self) -> list[Outcome]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._ended)
-
-    def release(self, pools: list[Pool]) -> None:
-        for pool in pools:
-            self._chains.pop(id(pool), None)
-
-    def close(self) -> None:
-        self._chains.clear()
-
 
 @dataclass
 class Prepared:
@@ -125,18 +79,6 @@ def steps_until(workflow: Workflow, until: str | None) -> tuple[Step, ...]:
         return workflow.steps
     names = [step.name for step in workflow.steps]
     return workflow.steps[: names.index(until) + 1]
-
-
-def listed(workflow: Workflow, store: Storage, policy: Policy) -> Iterator[Ref]:
-    """The videos of the source. Raises ValueError for an id that is unfit or comes twice."""
-    seen: set[str] = set()
-    for clip in policy.meant(mark_duplicates(policy.licensed(workflow.source.clips(store)))):
-        if not _ID.fullmatch(clip.id):
-            raise ValueError(f"source: id {clip.id!r} of {clip.source}: use letters, digits, _ and -")
-        if clip.id in seen:
-            raise ValueError(f"source: {clip.source}: a second video with the id {clip.id!r}; rename one")
-        seen.add(clip.id)
-        yield Ref(clip.id, clip.digest(), clip.source, clip.identity, clip=clip)
 
 
 class _Run:
@@ -383,26 +325,3 @@ class _Run:
         clips = [self.ledger.load(ref, arrays=()) for ref in in_storage_order(refs)]
         step.stage.finish(self.store, sorted(clips, key=lambda clip: clip.id))
         self.ledger.finish(step.name, digest)
-
-
-def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> dict[str, list[Ref]]:
-    """Members of every group of a group stage, sorted by id."""
-    assert isinstance(step.stage, GroupStage)
-    groups: dict[str, list[Ref]] = {}
-    for ref in refs:
-        record = ledger.current(step.name, step.key, ref)
-        group = record.group if record else step.stage.group(ledger.load(ref, arrays=()))
-        groups.setdefault(group, []).append(ref)
-    return {group: sorted(members, key=lambda ref: ref.id) for group, members in groups.items()}
-
-
-def group_outputs(step: Step, ledger: Ledger, members: list[Ref]) -> list[Ref] | None:
-    """What came out of a group, or None when it is not done with exactly these members."""
-    digest = members_digest(members)
-    outputs: list[Ref] = []
-    for ref in members:
-        record = ledger.current(step.name, step.key, ref)
-        if record is None or record.members != digest:
-            return None
-        outputs.extend(ledger.outputs(record))
-    return outputs

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.groups import group_outputs, groups_of
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
+from pipelines.listing import listed
 from pipelines.losses import as_json, losses
 from pipelines.policy import Policy
-from pipelines.runner import group_outputs, groups_of, listed, steps_until
+from pipelines.runner import steps_until
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
 

@@ -13,8 +13,8 @@ from typing import Any
 from infra.storage import Storage
 from pipelines import forget
 from pipelines.ledger import ClipFile
+from pipelines.listing import listed
 from pipelines.policy import Policy
-from pipelines.runner import listed
 from pipelines.workflow import Workflow
 from stages.clip import Clip
 from stages.dataset import TOMBSTONE

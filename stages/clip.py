@@ -63,7 +63,7 @@ class Clip:
     # --- identity ------------------------------------------------------------------------------------
     embeddings: Array | None = None          # float32 [S, D], unit length, of every `embedding_step`-th frame
     embedding_step: int = 0
-    embedding_mean: Array | None = None      # float32 [D], unit length: of their mean; all that a balance needs
+    embedding_mean: Array | None = None      # float32 [D], unit length: their mean; all a balance needs
     embedding_backend: str = ""              # what made them: an import path, and of its model:
     embedding_model: dict[str, Any] = field(default_factory=dict)  # file, sha256, metric, thresholds
     verification: dict[str, float] = field(default_factory=dict)  # similarities and noisy-frame count

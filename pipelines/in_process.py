@@ -1,0 +1,52 @@
+"""The plainest executor: one work at a time, in this process."""
+
+from __future__ import annotations
+
+from infra.storage import Storage
+from pipelines.groups import clips_of
+from pipelines.ledger import Ledger
+from pipelines.pools import Outcome, Pool
+from pipelines.work import Chain
+
+
+class InProcess:
+    """Does one work at a time, here. For tests and debugging: a native crash takes everything with it."""
+
+    window = 4
+
+    def __init__(self, store: Storage, ledger: Ledger) -> None:
+        self.store = store
+        self.ledger = ledger
+        self._chains: dict[int, Chain] = {}
+        self._ended: list[Outcome] = []
+
+    def schedule(self, pools: list[Pool]) -> None:
+        pool = next((pool for pool in reversed(pools) if pool.queue), None)
+        if pool is None:
+            return
+        if id(pool) not in self._chains:
+            stages = [step.stage for step in pool.steps]
+            self._chains[id(pool)] = Chain(stages, [step.name for step in pool.steps], self.store)
+        chain = self._chains[id(pool)]
+        work = pool.queue.popleft()
+        clips = clips_of(work, self.ledger)
+        if work.group is None:
+            pieces = chain.run(clips[0], work.first, work.last)
+        else:
+            pieces = chain.run_group(work.group, clips)
+        self._ended.append(Outcome(work, pieces))
+
+    def poll(self) -> list[Outcome]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._ended)
+
+    def release(self, pools: list[Pool]) -> None:
+        for pool in pools:
+            self._chains.pop(id(pool), None)
+
+    def close(self) -> None:
+        self._chains.clear()
