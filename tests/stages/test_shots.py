@@ -76,7 +76,7 @@ def test_a_cut_near_an_end_is_not_in_a_clip(tmp_path: Path, store: Storage, at: 
 def test_a_jump_within_a_scene_is_a_cut_and_fast_motion_is_none(tmp_path: Path, store: Storage) -> None:
     """As where a pause was cut out of a speech: colours and light stay, the head is elsewhere."""
     scene = texture(3, speed=0.15)
-    path = video_of(tmp_path / "a.mp4", (scene, 60), (lambda i: scene(i + 140), 60))
+    path = video_of(tmp_path / "a.mp4", (scene, 60), (lambda i: scene(i + 105), 60))
     assert [c.frame_count for c in split(store, path)] == [60, 60]
     start_and_stop = np.cumsum([0.15] * 50 + [1, 3, 5, 5, 3, 1] + [0.15] * 50) / 0.15
     path = tmp_path / "b.mp4"
