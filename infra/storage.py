@@ -7,13 +7,16 @@ exactly one of several writers and is the only call that commits rest on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = ".tmp-"
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
 
 
@@ -26,6 +29,15 @@ def check_key(key: str) -> str:
     if not _KEY.fullmatch(key) or any(part in (".", "..") for part in key.split("/")):
         raise ValueError(f"storage key {key!r}: use letters, digits and _.=+@- between slashes, no '..'")
     return key
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object, as a listing tells it."""
+
+    key: str
+    bytes: int
+    modified_s: float                        # since 1970, by the clock of the store
 
 
 class Storage:
@@ -63,6 +75,14 @@ class Storage:
         """Keys below `prefix` (a folder, without a closing slash), sorted."""
         raise NotImplementedError
 
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """As `list`, with size and age."""
+        raise NotImplementedError
+
+    def unfinished(self) -> Iterator[tuple[Entry, Callable[[], None]]]:
+        """What writers that were killed left behind, which `list` does not show; the call removes it."""
+        raise NotImplementedError
+
     def exists(self, key: str) -> bool:
         raise NotImplementedError
 
@@ -73,6 +93,11 @@ class Storage:
     def delete(self, key: str) -> None:
         """Remove; absent is fine."""
         raise NotImplementedError
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """`delete` of many, in this order."""
+        for key in keys:
+            self.delete(key)
 
     def check_writable(self) -> None:
         """Raise StorageError, naming root, cause and cure, unless an object can be made here now."""
@@ -103,7 +128,7 @@ class FolderStorage(Storage):
     def _written(self, key: str, blocks: Iterator[bytes]) -> Iterator[tuple[Path, Path]]:
         """(temporary file that holds the blocks, target). Raises StorageError when it cannot be written."""
         target = self.path(key)
-        temporary = target.parent / f".tmp-{os.getpid()}-{os.urandom(6).hex()}"
+        temporary = target.parent / f"{_TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # Not `tempfile`, whose files only their owner may read.
@@ -149,8 +174,22 @@ class FolderStorage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[str]:
         base = self.path(prefix) if prefix else Path(self.root)
-        found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))
+        found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(_TEMPORARY))
         yield from sorted(p.relative_to(self.root).as_posix() for p in found)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for key in self.list(prefix):
+            with contextlib.suppress(FileNotFoundError):
+                yield self._entry(self.path(key))
+
+    def unfinished(self) -> Iterator[tuple[Entry, Callable[[], None]]]:
+        for path in sorted(Path(self.root).rglob(f"{_TEMPORARY}*")):
+            with contextlib.suppress(FileNotFoundError):
+                yield self._entry(path), functools.partial(path.unlink, missing_ok=True)
+
+    def _entry(self, path: Path) -> Entry:
+        found = path.stat()
+        return Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
@@ -179,21 +218,13 @@ class FolderStorage(Storage):
                     folder.rmdir()
 
 
-def open_storage(
-    root: str,
-    *,
-    endpoint: str | None = None,
-    region: str | None = None,
-    addressing: str = "auto",
-    profile: str | None = None,
-) -> Storage:
-    """The store at `root`: a folder, or `s3://bucket/prefix`, which the other arguments are for."""
-    options = {"endpoint": endpoint, "region": region, "addressing": addressing, "profile": profile}
+def open_storage(root: str, **options: Any) -> Storage:
+    """The store at `root`: a folder, or `s3://bucket/prefix`, which the options of `S3Storage` are for."""
     store: Storage
     if root.startswith("s3://"):
         from infra.s3 import S3Storage
 
-        store = S3Storage(root, endpoint=endpoint, region=region, addressing=addressing, profile=profile)
+        store = S3Storage(root, **options)
     elif "://" in root and not root.startswith("file://"):
         raise ValueError(f"storage.root: {root!r} is neither a folder nor s3://bucket/prefix")
     else:

@@ -88,6 +88,11 @@ def takes_workflow(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+waits = click.option(
+    "--wait", is_flag=True, help="Wait for the end of a run that has the store, instead of refusing."
+)
+
+
 @click.group(
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -109,14 +114,19 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what is done and what is to do; do nothing.")
 @click.option("--ray-address", metavar="A", help="Join this Ray cluster instead of starting one here.")
 @click.option("--in-process", is_flag=True, help="Run the data stages in this process, for debugging.")
+@waits
 @answers
-def run(workflow: Any, until: str | None, dry_run: bool, ray_address: str | None, in_process: bool) -> Answer:
+def run(
+    workflow: Any, until: str | None, dry_run: bool, ray_address: str | None, in_process: bool, wait: bool
+) -> Answer:
     """Do the whole run, or the part of it that is not done yet."""
     from pipelines.run import check_until, describe_plan, run_workflow
 
     if dry_run:
         return describe_plan(workflow, check_until(workflow, until))
-    return run_workflow(workflow, until=until, ray_address=ray_address, in_process=in_process)
+    return run_workflow(
+        workflow, until=until, ray_address=ray_address, in_process=in_process, wait=wait
+    )
 
 
 @main.command(epilog="Example: pv3d describe --profile demo")
@@ -142,12 +152,13 @@ def status(workflow: Any) -> Answer:
 @main.command(epilog="Example: pv3d takedown --set policy.takedown=takedown.txt --dry-run")
 @takes_workflow
 @click.option("--dry-run", is_flag=True, help="Tell what would be removed; change nothing.")
+@waits
 @answers
-def takedown(workflow: Any, dry_run: bool) -> Answer:
+def takedown(workflow: Any, dry_run: bool, wait: bool) -> Answer:
     """Remove what the list of policy.takedown means: clips, shards, frames, downloads and records."""
     from pipelines.takedown import takedown as remove
 
-    return remove(workflow, dry_run=dry_run)
+    return remove(workflow, dry_run=dry_run, wait=wait)
 
 
 @main.command(epilog="Example: pv3d report --profile demo")

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from infra.lease import hold
 from pipelines.document import did_you_mean
 from pipelines.status import describe_plan, workflow_status
 from pipelines.workflow import Workflow
@@ -31,9 +32,13 @@ def check_until(workflow: Workflow, until: str | None) -> str | None:
 
 
 def run_workflow(
-    workflow: Workflow, *, until: str | None = None, ray_address: str | None = None, in_process: bool = False
-) -> Answer:
-    """Do what is not done yet, in order, and say where the results are."""
+    workflow: Workflow, *, until: str | None = None, ray_address: str | None = None, in_process: bool = False,
+    wait: bool = False,
+) -> Answer:  # fmt: skip
+    """Do what is not done yet, in order, and say where the results are.
+
+    Raises LeaseError while another run has the store, unless it is to `wait` for its end.
+    """
     begun = time.monotonic()
     last_stage = check_until(workflow, until)
     from infra import cluster
@@ -44,13 +49,16 @@ def run_workflow(
         cluster.check_address(ray_address)  # at once, even when little is left to do
     if last_stage is None:
         check_tracking(workflow.storage.tracking)  # not after hours of data
-    try:
-        prepared = prepare(workflow, until=last_stage, in_process=in_process, ray_address=ray_address)
-        answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}
-        if last_stage is None:
-            answer.update(_after_data(workflow, until, ray_address, prepared.kept))
-    finally:
-        cluster.stop()
+    store = workflow.store()
+    store.check_writable()
+    with hold(store, "pv3d run", expires_s=workflow.storage.lease_s, wait=wait):
+        try:
+            prepared = prepare(workflow, until=last_stage, in_process=in_process, ray_address=ray_address)
+            answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}
+            if last_stage is None:
+                answer.update(_after_data(workflow, until, ray_address, prepared.kept))
+        finally:
+            cluster.stop()
     answer["seconds"] = round(time.monotonic() - begun, 1)
     answer["tracking"] = workflow.storage.tracking
     return answer, _closing(workflow, answer)

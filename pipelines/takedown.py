@@ -10,7 +10,7 @@ In this order, so that whenever it stops, doing it again ends the same:
     6  the record, marked as finished
 
 Only shards that hold such clips are written; the others stay byte for byte and keep their names. One run or
-takedown at a time per store, as everywhere.
+takedown at a time per store: see `infra.lease`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.lease import hold
 from infra.storage import Storage
 from pipelines import forget
 from pipelines.policy import FOLDER, STATE, Policy
@@ -36,8 +37,9 @@ SCHEMA = 1
 Answer = tuple[dict[str, Any], str]
 
 
-def takedown(workflow: Workflow, *, dry_run: bool = False) -> Answer:
-    """The command. Raises ValueError when the workflow names no list."""
+def takedown(workflow: Workflow, *, dry_run: bool = False, wait: bool = False) -> Answer:
+    """The command. Raises ValueError when the workflow names no list, LeaseError while another run has the
+    store, unless it is to `wait` for its end."""
     if not workflow.policy.takedown:
         raise ValueError("policy.takedown: not set; name the list, as with --set policy.takedown=FILE")
     store = workflow.store()
@@ -46,7 +48,8 @@ def takedown(workflow: Workflow, *, dry_run: bool = False) -> Answer:
         answer = _answer(workflow, found, dict.fromkeys(found.shards), _version(store))
     else:
         store.check_writable()
-        answer = sweep(workflow, store)
+        with hold(store, "pv3d takedown", expires_s=workflow.storage.lease_s, wait=wait):
+            answer = sweep(workflow, store)
     return {**answer, "dry_run": dry_run}, _text(answer, dry_run)
 
 
