@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,25 @@ def run_bench(name: str, data: str | None, options: Sequence[str]) -> tuple[dict
             arguments["data"] = Path(data).absolute()
     if "progress" in known:
         arguments["progress"] = log.info
+    _check(name, arguments, known)
     found = measure(**arguments)
     figures = found.get("figures", found)
     lines = [f"{key:<32} {value:.6g}" for key, value in figures.items()]
     return {"bench": name, "figures": figures, "machine": machine()}, "\n".join(lines)
+
+
+def _check(name: str, arguments: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+    """Raise ValueError for what is missing, or is not the kind of number that the default is."""
+    for key, parameter in known.items():
+        option, default = "--" + key.replace("_", "-"), parameter.default
+        if key not in arguments:
+            if default is parameter.empty:
+                raise ValueError(f"bench {name}: {option} is missing; give it")
+            continue
+        kinds: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float)}
+        if not isinstance(arguments[key], kinds.get(type(default), (object,))):
+            what = "whole number" if isinstance(default, int) else "number"
+            raise ValueError(f"bench {name}: {option}: {arguments[key]!r} is no {what}")
 
 
 def _arguments(name: str, options: Sequence[str], known: list[str]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def run(
     """Figures as above; `frames_per_s` of wanted frames is of one core. `seconds` shortens the file."""
     import cv2
 
+    if rounds < 1 or seconds < FIRST_S + CLIP_SECONDS:
+        raise ValueError(f"bench cut: {rounds} rounds of {seconds} s; give 1 or more, and 4 s or more")
     cv2.setNumThreads(1)
     say = progress or (lambda *words: None)
     with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:

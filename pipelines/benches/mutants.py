@@ -66,6 +66,8 @@ def run(
     in_process: int = 0, progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures. Without `data` the demo's videos are damaged."""
+    if count < 1 or seed < 0:
+        raise ValueError(f"bench mutants: count {count}, seed {seed}; 1 and 0 are the least")
     begun = time.perf_counter()
     outcomes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:
