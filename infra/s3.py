@@ -8,34 +8,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
-import random
+import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseStreamingError,
-)
+from botocore.exceptions import ClientError
 
-from infra.storage import Storage, StorageError, check_key
+from infra.s3_errors import ERRORS, NOT_THERE, Waiting, code_of, cure_of, passes, reason_of, tried_again
+from infra.storage import Entry, Storage, StorageError, check_key
 
 T = TypeVar("T")
 
-_MULTIPART_BYTES = 16 << 20
-_TRIES = 6
-# What the network does to an answer that was under way; boto3 retries requests, but not a body half read.
-_LOST = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError)
+# Told to log everything, these would log headers, and with them session tokens.
+for _name in ("boto3", "botocore", "s3transfer", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+_PART_BYTES = 16 << 20                       # larger objects go up in parts of this size
+_TRANSFER = TransferConfig(_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)
+_FIRST_S = 30.0                              # a server that has not answered yet is more likely misspelt
+_START_S = 10.0
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,11 @@ class Object:
 
 
 class S3Storage(Storage):
-    """A bucket and prefix. Credentials come from the usual AWS places and are never logged."""
+    """A bucket and prefix. Credentials come from the usual AWS places and are never logged.
+
+    What failed for a reason that passes (no answer, half an answer, a server error, a conflict) is repeated
+    for `patience_s`.
+    """
 
     def __init__(
         self,
@@ -58,18 +62,28 @@ class S3Storage(Storage):
         region: str | None = None,
         addressing: str = "auto",
         profile: str | None = None,
+        encryption: str | None = None,
+        kms_key: str | None = None,
+        patience_s: float = 300.0,
         setting: str = "storage.root",
     ) -> None:
         self._setting = setting              # what error messages name
         bucket, _, prefix = root.removeprefix("s3://").partition("/")
         if not bucket:
             raise ValueError(f"{setting}: {root!r} names no bucket; write s3://bucket/prefix")
+        if not _BUCKET.fullmatch(bucket):    # not repeated: it may hold a password
+            raise ValueError(f"{setting}: what follows s3:// is no name of a bucket; write s3://bucket/prefix")
         self.root = root.rstrip("/")
         self.bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._patience_s = patience_s
+        self._answered = False
+        self._extra = {"ServerSideEncryption": encryption} if encryption else {}
+        if kms_key:
+            self._extra["SSEKMSKeyId"] = kms_key
         config = Config(
-            retries={"mode": "standard", "max_attempts": 5},
-            connect_timeout=10,
+            retries={"mode": "standard", "max_attempts": 3},
+            connect_timeout=5,
             read_timeout=60,
             s3={"addressing_style": addressing},  # type: ignore[arg-type]
             request_checksum_calculation="when_required",  # newer checksums are unknown to many servers
@@ -77,7 +91,10 @@ class S3Storage(Storage):
         )
         with self._plain_errors("open"):
             session = boto3.Session(profile_name=profile, region_name=region)
-            self._client: Any = session.client("s3", endpoint_url=endpoint, config=config)
+            try:
+                self._client: Any = session.client("s3", endpoint_url=endpoint, config=config)
+            except ValueError:               # not repeated: it may hold a password
+                raise StorageError("storage.s3.endpoint: no address; write https://host") from None
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -87,27 +104,33 @@ class S3Storage(Storage):
         """Turn boto3's exceptions into FileNotFoundError or a StorageError of one line."""
         try:
             yield
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in ("404", "NoSuchKey", "NotFound"):
+        except ERRORS as error:
+            if code_of(error) in NOT_THERE:
                 raise FileNotFoundError(f"{self.root}: {what}") from None
-            cure = _CURES.get(code, "see the log of the server")
-            raise StorageError(f"{self._setting}: {self.root}: cannot {what} ({code}); {cure}") from None
-        except BotoCoreError as error:
-            reason = " ".join(str(error).split())
-            raise StorageError(f"{self._setting}: {self.root}: cannot {what} ({reason})") from None
+            cure = cure_of(error)
+            raise StorageError(
+                f"{self._setting}: {self.root}: cannot {what} ({reason_of(error)}); {cure}"
+            ) from None
 
-    def _persist(self, what: str, call: Callable[[], T]) -> T:
-        """Repeat what only reads or replaces when its answer was lost."""
+    def _persist(self, what: str, call: Callable[[], T], most_s: float | None = None) -> T:
+        """Repeat what only reads or replaces until it is answered."""
+        waiting = self._waiting(what, most_s)
         with self._plain_errors(what):
-            for number in range(_TRIES):
+            while True:
                 try:
-                    return call()
-                except _LOST:
-                    if number == _TRIES - 1:
+                    answer = call()
+                except ERRORS as error:
+                    self._answered |= isinstance(error, ClientError)
+                    if not (passes(error) and waiting.pause(error)):
                         raise
-                    _pause(number)
-        raise AssertionError("unreachable")
+                else:
+                    self._answered = True
+                    return answer
+
+    def _waiting(self, what: str, most_s: float | None = None) -> Waiting:
+        patience_s = self._patience_s if self._answered else min(self._patience_s, _FIRST_S)
+        seconds = patience_s if most_s is None else min(most_s, patience_s)
+        return Waiting(f"{self.root}: cannot {what}", seconds)
 
     def read(self, key: str) -> bytes:
         return self._get(key)
@@ -134,40 +157,56 @@ class S3Storage(Storage):
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        if len(data) > _MULTIPART_BYTES:
-            call = functools.partial(self._client.upload_fileobj, Bucket=self.bucket, Key=self._name(key))
-            self._persist(f"write {key}", lambda: call(io.BytesIO(data)))
-        else:
-            self._persist(f"write {key}", lambda: self._put(key, data))
+        self._write(key, data)
+
+    def _write(self, key: str, data: bytes, most_s: float | None = None) -> None:
+        def call() -> None:
+            if len(data) > _PART_BYTES:
+                self._send(io.BytesIO(data), key)
+            else:
+                self._put(key, data)
+
+        self._persist(f"write {key}", call, most_s)
 
     def _put(self, key: str, data: bytes, **options: str) -> None:
+        options = {**self._extra, **options}
         self._client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, **options)
 
+    def _send(self, file: Any, key: str) -> None:
+        """In parts when it is large."""
+        name = self._name(key)
+        self._client.upload_fileobj(file, self.bucket, name, ExtraArgs=self._extra, Config=_TRANSFER)
+
     def create(self, key: str, data: bytes) -> bool:
-        """One winner among several writers. An answer that was lost is settled by reading back."""
-        for number in range(_TRIES):
-            with self._plain_errors(f"create {key}"):
+        """One winner among writers of different bytes. An answer that was lost is settled by reading back."""
+        what = f"create {key}"
+        waiting, sent = self._waiting(what), False
+        with self._plain_errors(what):
+            while True:
                 try:
                     self._put(key, data, IfNoneMatch="*")
-                except ClientError as error:
-                    code = error.response["Error"]["Code"]
-                    if code in ("PreconditionFailed", "412"):
-                        # After a retry inside boto3 the object may be our own, its answer lost.
-                        retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
-                        return retried and self.read(key) == data
-                    if code not in ("ConditionalRequestConflict", "409"):
-                        raise
-                except _LOST:
-                    if self.exists(key):
-                        return self.read(key) == data
-                else:
+                    self._answered = True
                     return True
-            _pause(number)
-        raise StorageError(f"{self._setting}: {self.root}: cannot create {key}; the server gives no answer")
+                except ERRORS as error:
+                    if code_of(error) in ("PreconditionFailed", "412"):
+                        # After a second try, here or in boto3, it may be our own, whose answer was lost.
+                        return (sent or tried_again(error)) and self._holds(key, data)
+                    if not (passes(error) and waiting.pause(error)):
+                        raise
+                    sent = True
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.read(key) == data
+        except FileNotFoundError:
+            return False
 
     def upload(self, key: str, path: Path) -> None:
-        call = self._client.upload_file
-        self._persist(f"upload {key}", lambda: call(str(path), self.bucket, self._name(key)))
+        def call() -> None:
+            with path.open("rb") as file:
+                self._send(file, key)
+
+        self._persist(f"upload {key}", call)
 
     def local(self, key: str) -> contextlib.AbstractContextManager[Path]:
         return self.fetched(check_key(key))
@@ -178,33 +217,71 @@ class S3Storage(Storage):
         handle, path = tempfile.mkstemp(prefix="pv3d-", suffix=Path(name).suffix[:16])
         os.close(handle)
         try:
-            call = self._client.download_file
-            self._persist(f"read {name}", lambda: call(self.bucket, self._prefix + name, path))
+            self._download(name, path)
             yield Path(path)
         finally:
             Path(path).unlink(missing_ok=True)
+
+    def _download(self, name: str, path: str) -> None:
+        call = functools.partial(self._client.download_file, self.bucket, self._prefix + name, path)
+        try:
+            self._persist(f"read {name}", functools.partial(call, Config=_TRANSFER))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{self._setting}: cannot keep a copy of {name} in {tempfile.gettempdir()} "
+                f"({error.strerror}); make room there, or set TMPDIR"
+            ) from None
 
     def url(self, name: str) -> str:
         return f"s3://{self.bucket}/{self._prefix}{name}"
 
     def objects(self) -> Iterator[Object]:
         """Everything below the root, whoever put it there, page by page."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._prefix
-        )
-        with self._plain_errors("list it"):
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    name = entry["Key"].removeprefix(self._prefix)
-                    yield Object(name, int(entry["Size"]), str(entry.get("ETag", "")).strip('"'))
+        for entry in self._entries(self._prefix, "list it"):
+            name = entry["Key"].removeprefix(self._prefix)
+            yield Object(name, int(entry["Size"]), str(entry.get("ETag", "")).strip('"'))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         base = self._prefix + (f"{check_key(prefix)}/" if prefix else "")
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base)
-        with self._plain_errors(f"list {prefix or 'everything'}"):
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    yield entry["Key"].removeprefix(self._prefix)
+        for entry in self._entries(base, f"list {prefix or 'everything'}"):
+            yield entry["Key"].removeprefix(self._prefix)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        base = self._prefix + (f"{check_key(prefix)}/" if prefix else "")
+        for entry in self._entries(base, f"list {prefix or 'everything'}"):
+            key = entry["Key"].removeprefix(self._prefix)
+            yield Entry(key, int(entry["Size"]), entry["LastModified"].timestamp())
+
+    def unfinished(self) -> Iterator[tuple[Entry, Callable[[], None]]]:
+        """Uploads in parts that were neither completed nor given up; they cost as objects do."""
+        call = functools.partial(self._client.list_multipart_uploads, Bucket=self.bucket, Prefix=self._prefix)
+        while True:
+            page = self._persist("list uploads", call)
+            for upload in page.get("Uploads", []):
+                which = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                parts = self._persist("list parts", functools.partial(self._client.list_parts, **which))
+                size = sum(int(part["Size"]) for part in parts.get("Parts", []))
+                key = upload["Key"].removeprefix(self._prefix)
+                yield Entry(key, size, upload["Initiated"].timestamp()), functools.partial(self._abort, which)
+            if not page.get("IsTruncated"):
+                return
+            after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+            call = functools.partial(call, **after)
+
+    def _abort(self, which: dict[str, str]) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._persist("abort", functools.partial(self._client.abort_multipart_upload, **which))
+
+    def _entries(self, base: str, what: str) -> Iterator[dict[str, Any]]:
+        call = functools.partial(self._client.list_objects_v2, Bucket=self.bucket, Prefix=base)
+        while True:
+            page = self._persist(what, call)
+            yield from page.get("Contents", [])
+            if not page.get("IsTruncated"):
+                return
+            call = functools.partial(call, ContinuationToken=page["NextContinuationToken"])
 
     def _head(self, key: str) -> dict[str, Any]:
         call = functools.partial(self._client.head_object, Bucket=self.bucket, Key=self._name(key))
@@ -225,9 +302,17 @@ class S3Storage(Storage):
         call = functools.partial(self._client.delete_object, Bucket=self.bucket, Key=self._name(key))
         self._persist(f"delete {key}", call)
 
+    def delete_all(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), 1000):
+            names = [{"Key": self._name(key)} for key in keys[start : start + 1000]]
+            request = {"Objects": names, "Quiet": True}
+            call = functools.partial(self._client.delete_objects, Bucket=self.bucket, Delete=request)
+            for error in self._persist(f"delete {len(names)} objects", call).get("Errors", []):
+                self.delete(error["Key"].removeprefix(self._prefix))   # tells why not
+
     def check_writable(self) -> None:
         try:
-            self.write(".writable", b"")
+            self._write(".writable", b"", _START_S)
             self.delete(".writable")
         except FileNotFoundError:
             raise StorageError(f"{self._setting}: {self.root}: no such bucket; create it first") from None
@@ -242,17 +327,3 @@ def fetched(url: str, options: Mapping[str, Any]) -> contextlib.AbstractContextM
 @functools.lru_cache(maxsize=8)
 def _bucket(bucket: str, options: tuple[tuple[str, Any], ...]) -> S3Storage:
     return S3Storage(f"s3://{bucket}", **dict(options), setting="source.location")  # a client takes long
-
-
-_CURES = {
-    "AccessDenied": "permit it to these credentials",
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or storage.s3.profile",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY or storage.s3.profile",
-    "NoSuchBucket": "create the bucket first",
-    "QuotaExceeded": "make room",
-}
-
-
-def _pause(number: int) -> None:
-    """Exponential, with jitter: many workers lose a server at the same moment."""
-    time.sleep(random.uniform(0, min(10.0, 0.2 * 2**number)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Closed(BaseModel):
@@ -20,6 +21,25 @@ class S3Settings(Closed):
     region: str | None = None
     addressing: Literal["auto", "path", "virtual"] = "auto"
     profile: str | None = None
+    encryption: Literal["AES256", "aws:kms"] | None = None
+    """At rest, by the server: with keys of its own (AES256) or of a KMS. None: as the bucket says."""
+    kms_key: str | None = None
+    """Which key of the KMS. None: the bucket's."""
+    patience_s: float = Field(default=300.0, ge=0)
+    """How long a server that has stopped answering is waited for before the run gives up."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/@\s]+/?", value):
+            raise ValueError("should be http://host:port or https://host, without a password")
+        return value
+
+    @model_validator(mode="after")
+    def _kms(self) -> S3Settings:
+        if self.kms_key is not None and self.encryption != "aws:kms":
+            raise ValueError("kms_key needs encryption aws:kms")
+        return self
 
 
 class StorageSettings(Closed):
@@ -28,6 +48,8 @@ class StorageSettings(Closed):
     tracking: str = "sqlite:///runs/mlflow.db"
     """MLflow's tracking URI."""
     s3: S3Settings = S3Settings()
+    lease_s: float = Field(default=45.0, ge=1)
+    """A run that shows no sign of life for so long is taken over: see docs/durability.md."""
 
     @field_validator("root")
     @classmethod

@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests"))                # ceph_server, fault_proxy
 sys.path.append(str(ROOT / "tests" / "pipelines"))  # tiny_stages, by name, here and in workers
 sys.path.append(str(ROOT / "tests" / "stages"))     # two_step
 
@@ -41,3 +42,36 @@ def ray_session():
     cluster.start("local", cpus=2)
     yield
     cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def rgw_server():
+    """A real S3 server, Ceph's. Who asks for it is marked `s3`."""
+    import ceph_server
+
+    if name := ceph_server.missing():
+        pytest.skip(f"no {name} here; apt-get install --no-install-recommends radosgw ceph-mon ceph-osd")
+    with ceph_server.server() as server:
+        yield server
+
+
+@pytest.fixture
+def no_aws(monkeypatch):
+    """Nothing of AWS is set for whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def rgw(rgw_server, no_aws, monkeypatch):
+    """`rgw_server`, its first user's keys in the environment, and the bucket `pv3d-test`."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", rgw_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rgw_server.secret_key)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3", endpoint_url=rgw_server.endpoint).create_bucket(Bucket="pv3d-test")
+    return rgw_server
