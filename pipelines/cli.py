@@ -233,6 +233,19 @@ def export(
     return write_folder(workflow, layout, out, version=dataset, split=split, workers=workers, dry_run=dry_run)
 
 
+@main.command(epilog="Example: pv3d deploy workflow.yaml --out cluster --image registry.example/pv3d:1")
+@takes_workflow
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/<name>.yaml.")
+@click.option("--image", metavar="I", help="In place of schedule.image.")
+@click.option("--ray-cron-job", "alpha", is_flag=True, help="A RayCronJob (alpha) in place of a CronJob.")
+@answers
+def deploy(workflow: Any, out: Path | None, image: str | None, alpha: bool) -> Answer:
+    """Render the run, and its schedule, for KubeRay; kubectl applies it."""
+    from pipelines.deploy import deploy as render
+
+    return render(workflow, out=out, image=image, alpha=alpha)
+
+
 @main.command("check-cameras", epilog="Example: pv3d check-cameras runs/demo --overlay overlays")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--overlay", metavar="DIR", type=click.Path(path_type=Path), help="Write videos of them.")

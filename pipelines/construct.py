@@ -134,6 +134,9 @@ def validate(model: type[T], value: Value, dotted: str, known_elsewhere: Iterabl
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> set[str]:
     here: Any = model
     for key in path:
+        if isinstance(key, int):  # an item of a list
+            here = next(iter(typing.get_args(here)), None)
+            continue
         is_model = isinstance(here, type) and issubclass(here, BaseModel)
         info = here.model_fields.get(str(key)) if is_model else None
         here = info.annotation if info else None

@@ -16,6 +16,8 @@ def describe_workflow(workflow: Workflow) -> tuple[dict[str, Any], str]:
         name: getattr(workflow, name).model_dump(mode="json")
         for name in ("storage", "policy", "train", "evaluate", "register")
     }
+    if workflow.schedule is not None:
+        sections["schedule"] = workflow.schedule.model_dump(mode="json")
     sections["policy"]["entries"] = len(workflow.takedown.entries)
     source: dict[str, Any] = {"use": workflow.source_use, "settings": settings_of(workflow.source)}
     stages = [_stage(step) for step in workflow.steps]

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-SECTIONS = ("storage", "source", "policy", "stages", "train", "evaluate", "register", "profiles")
+SECTIONS = ("storage", "source", "policy", "stages", "train", "evaluate", "register", "schedule", "profiles")
 MOST_VALUES = 100_000
 
 

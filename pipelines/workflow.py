@@ -21,6 +21,7 @@ from infra.storage import Storage, open_storage
 from pipelines.construct import T, check_paths, construct, import_path, output_settings, settings_of, validate
 from pipelines.document import SECTIONS, Value, WorkflowError, did_you_mean, parse
 from pipelines.overlay import Overlay, override_change, profile_changes
+from pipelines.schedule import ScheduleSettings
 from pipelines.settings import (
     EvaluateSettings,
     PolicySettings,
@@ -96,6 +97,7 @@ class Workflow:
     source_use: str = ""
     policy: PolicySettings = field(default_factory=PolicySettings)
     takedown: Takedown = field(default_factory=Takedown)
+    schedule: ScheduleSettings | None = None
 
     @property
     def stages(self) -> list[Stage | GroupStage]:
@@ -174,6 +176,7 @@ class _Builder:
             train=train,
             evaluate=evaluate,
             register=self._section("register", RegisterSettings),
+            schedule=self._section("schedule", ScheduleSettings) if "schedule" in self.root.data else None,
         )
 
     def _section(self, key: str, model: type[T]) -> T:
