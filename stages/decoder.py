@@ -266,9 +266,9 @@ def _open(path: Path, exact: bool) -> tuple[Any, Any]:
 
 
 def _video_stream(container: Any, exact: bool) -> Any:
-    if not container.streams.video:
+    stream = container.streams.best("video")               # not a cover picture, where there is better
+    if stream is None:
         raise DecodeError("no video stream")
-    stream = container.streams.video[0]
     context = stream.codec_context
     if context is None:
         raise DecodeError("unknown video codec")

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -144,6 +145,64 @@ def test_a_file_that_ends_too_early_is_truncated(tmp_path: Path) -> None:
 def test_times_must_ascend(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ascending"):
         list(video.read_frames(written(tmp_path / "a.mp4"), [1.0, 0.5]))
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.mp4")
+    both = tmp_path / "both.mkv"
+    with av.open(str(path)) as source, av.open(str(both), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        stream = container.add_stream_from_template(source.streams.video[0])
+        container.mux(cover.encode(av.VideoFrame(32, 32, "yuvj420p")))
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    assert len(list(video.read_all(both))) == 50
+    assert (video.probe(both).width, video.probe(both).height) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (16, 2000), (2000, 16), (98, 50)])
+@pytest.mark.parametrize("long_side", [None, 24])
+def test_any_shape_is_read(tmp_path: Path, width: int, height: int, long_side: int | None) -> None:
+    grey = (np.full((height, width, 3), 90 + n, np.uint8) for n in range(5))
+    video.write_video(tmp_path / "a.mp4", grey, 25)
+    frames = [frame for _, frame in video.read_all(tmp_path / "a.mp4", long_side)]
+    scale = min((long_side or 9999) / max(width, height), 1)
+    shape = (max(round(height * scale), 1), max(round(width * scale), 1), 3)
+    assert [frame.shape for frame in frames] == [shape] * 5
+    for n, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - 90 - n).max() <= 3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (200, 120)])
+@pytest.mark.parametrize("colours", [(1, 1), (5, 1), (5, 2)])
+def test_shrunk_pictures_have_the_colours_of_large_ones(
+    tmp_path: Path, size: tuple[int, int], colours: tuple[int, int]
+) -> None:
+    """BT.709 or BT.601, limited or full range."""
+    path = tmp_path / "a.mp4"
+    y, x = np.mgrid[:size[1], :size[0]]
+    shown = np.stack([40 + 170 * x / size[0], 200 - 150 * y / size[1], 60 + 0 * x], -1).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = colours
+        for _ in range(3):
+            source = av.VideoFrame.from_ndarray(shown, format="rgb24")
+            frame = source.reformat(
+                format="yuv420p", dst_colorspace=colours[0], src_color_range=2, dst_color_range=colours[1]
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    _, large = next(video.read_all(path))
+    _, small = next(video.read_all(path, 64))
+    height, width = small.shape[:2]
+    wanted = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(float) - wanted).mean() < 2
+    assert np.abs(large.astype(float) - shown).mean() < 3
 
 
 def broken_files(folder: Path) -> dict[str, Path]:
