@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+_MOST = "PV3D_CLUSTER_MAX"
 _ANSWER_SECONDS = 15.0
 _OBJECTS = 1 << 30  # bytes: only clips travel, and Ray would take a third of the memory
 
@@ -72,12 +74,21 @@ def options(cpus: float, gpus: float, custom: dict[str, float]) -> dict[str, Any
     return {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(custom), "scheduling_strategy": "SPREAD"}
 
 
+def grows() -> bool:
+    """Whether nodes are added when they are asked for, so that a cluster of one is not alone."""
+    return _MOST in os.environ
+
+
 def total() -> dict[str, float]:
-    """What the cluster has: "CPU", "GPU" and custom resources."""
+    """What the cluster has, or can grow to: "CPU", "GPU" and custom resources.
+
+    An autoscaler adds workers when they are asked for; `pv3d deploy` says in PV3D_CLUSTER_MAX how many.
+    """
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
+    here: dict[str, float] = ray.cluster_resources()
+    most: dict[str, float] = json.loads(os.environ.get(_MOST, "{}"))
+    return {**here, **{name: max(amount, here.get(name, 0.0)) for name, amount in most.items()}}
 
 
 def stop() -> None:

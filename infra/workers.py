@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from infra import cluster
+
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
@@ -31,9 +33,7 @@ ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody takes our only ma
 def use_gpus(workers: int, device: str) -> bool:
     """Whether every worker gets a GPU. `device` is auto, cpu or cuda. Raises ValueError when the cluster has
     too few."""
-    import ray
-
-    have = int(ray.cluster_resources().get("GPU", 0))
+    have = int(cluster.total().get("GPU", 0))
     if device == "cuda" and have < workers:
         raise ValueError(
             f"train.device: cuda needs a GPU for each of {workers} workers, the cluster has {have}; "
@@ -54,7 +54,7 @@ def run_workers(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    alone = len(ray.nodes()) == 1
+    alone = len(ray.nodes()) == 1 and not cluster.grows()
     for name, value in {**QUIET, **(ALONE if alone else {})}.items():
         os.environ.setdefault(name, value)
 
@@ -67,7 +67,7 @@ def run_workers(
                 c for c in callbacks if not (alone and type(c).__name__ == "PlacementGroupCleanerCallback")
             ]
 
-    cpus = float(ray.cluster_resources().get("CPU", 1))
+    cpus = float(cluster.total().get("CPU", 1))
     each = {"CPU": min(1.0, cpus / workers)}  # never wait for cores that do not exist
     with tempfile.TemporaryDirectory(prefix="pv3d-ray-train-") as folder:
         trainer = Trainer(
