@@ -32,16 +32,18 @@ UNLIKE, UNLIKE_LASTING = 0.65, 0.8
 STANDS_OUT = 2.5                 # times any other loss around it: fast heads move for several frames
 
 
-def faults(path: Path, clip: Clip, detect: Detect) -> list[str]:
-    """Everything that is wrong with a clip of the file at `path`; empty when nothing is."""
+def faults(path: Path, clip: Clip, detect: Detect | None) -> list[str]:
+    """Everything that is wrong with a clip of the file at `path`; without `detect`, but for its faces."""
     times_s = clip.need("frame_times_s")
     if len(times_s) < SHORTEST:
         return [f"too short: {len(times_s)} frames"]
     frames, problem = decode(path, times_s)
     if problem:
         return [problem]
-    in_pictures = [cut_inside(frames), frozen(frames, clip.fps)]
-    return [one for one in (*in_pictures, lost(frames, clip, detect), two(frames, clip, detect)) if one]
+    found = [cut_inside(frames), frozen(frames, clip.fps)]
+    if detect is not None:
+        found += [lost(frames, clip, detect), two(frames, clip, detect)]
+    return [one for one in found if one]
 
 
 def decode(path: Path, times_s: NDArray[Any]) -> tuple[list[Picture], str]:

@@ -32,7 +32,6 @@ from pipelines.benches.manifest import Listed, Videos, read
 from pipelines.ledger import Ledger, Record
 from pipelines.runner import prepare
 from pipelines.workflow import Workflow, load
-from stages import backends
 from stages.clip import Clip
 
 # Talking heads of 256 px fill their frame; the smallest wanted face has about 70 px.
@@ -63,22 +62,22 @@ def run(
         found = Found.read(planned, rows)
         for row in rows.values():
             progress(f"{row.kind:<5} {row.name:<28} {found.told(row)}")
-        bad = list(found.bad(_detector(chosen["stages.FollowFace.backend"])))
+        bad = list(found.bad(_detector(progress)))
         for name, detail in bad:
             progress(f"bad: {name}: {detail}")
     figures = {**found.figures(), "bad_clips_kept": len({name for name, _ in bad}), "seconds": seconds}
     return {"figures": figures}
 
 
-def _detector(faces: str) -> Detect:
+def _detector(progress: Callable[[str], None]) -> Detect | None:
     from infra import weights
 
-    if weights.find("yunet"):
-        from stages.backends.yunet import YuNet
+    if not weights.find("yunet"):
+        progress("no weights of YuNet are here: clips are not searched for other faces, or for none")
+        return None
+    from stages.backends.yunet import YuNet
 
-        return YuNet().detect
-    detect: Detect = backends.load(faces).detect
-    return detect
+    return YuNet().detect
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Found:
         kept = f"{count} clips" if count else "nothing"
         return f"{kept}; {why}" if why else kept
 
-    def bad(self, detect: Detect) -> Iterator[tuple[str, str]]:
+    def bad(self, detect: Detect | None) -> Iterator[tuple[str, str]]:
         """(clip id, what is wrong with it)."""
         for clip in sorted(self.reached, key=lambda clip: clip.id):
             if not self.rows[clip.source].decodes:
