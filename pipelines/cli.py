@@ -161,6 +161,20 @@ def takedown(workflow: Any, dry_run: bool, wait: bool) -> Answer:
     return remove(workflow, dry_run=dry_run, wait=wait)
 
 
+@main.command(epilog="Example: pv3d gc --profile demo --dry-run")
+@takes_workflow
+@click.option("--dry-run", is_flag=True, help="Count what would be deleted; change nothing.")
+@click.option("--grace", default="24h", show_default=True, metavar="TIME", help="Younger than this stays.")
+@click.option("--keep", type=click.IntRange(1), metavar="N", help="Only the last N versions of the dataset.")
+@waits
+@answers
+def gc(workflow: Any, **chosen: Any) -> Answer:
+    """Delete what nothing in the store refers to any more: leftovers of killed runs and of old settings."""
+    from pipelines.gc import gc as collect
+
+    return collect(workflow, **chosen)
+
+
 @main.command(epilog="Example: pv3d report --profile demo")
 @takes_workflow
 @answers
