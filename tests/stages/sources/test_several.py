@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from infra.storage import FolderStorage
 from stages.sources.folder import Folder
 from stages.sources.lists import refuse, unit
 from stages.sources.several import Several, mark_duplicates
@@ -100,7 +101,8 @@ def test_a_file_of_two_folders_is_done_once(tmp_path):
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "a.mp4").write_bytes(b"x")
     folders = [Folder(str(tmp_path)), Folder(str(tmp_path / "deeper"))]
-    first, second = mark_duplicates(Several(folders).clips(None))
+    store = FolderStorage(tmp_path / "store")
+    first, second = mark_duplicates(Several(folders).clips(store))
     assert "error" not in first.listed
     assert (second.listed["error"], second.listed["detail"]) == ("duplicate", f"same as {first.id}")
     assert first.id != second.id
