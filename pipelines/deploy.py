@@ -12,7 +12,7 @@ import yaml
 
 from infra import kuberay
 from pipelines.construct import settings_of
-from pipelines.schedule import GroupSettings, NodeSettings, ScheduleSettings
+from pipelines.schedule import GroupSettings, NodeSettings, ScheduleSettings, check_image
 from pipelines.workflow import Workflow
 
 __all__ = ["deploy"]
@@ -50,7 +50,10 @@ def deploy(
     """
     schedule = workflow.schedule or ScheduleSettings()
     if image is not None:
-        schedule = ScheduleSettings.model_validate({**schedule.model_dump(), "image": image}, strict=False)
+        try:
+            schedule = schedule.model_copy(update={"image": check_image(image)})
+        except ValueError as error:
+            raise ValueError(f"--image: {error}") from None
     if alpha and schedule.cron is None:
         raise ValueError("--ray-cron-job: schedule.cron is not set; set it, as in '0 2 * * *'")
     _check_places(workflow, schedule)

@@ -77,7 +77,8 @@ def _quantity(value: str) -> str:
     return value
 
 
-def _image(value: str) -> str:
+def check_image(value: str) -> str:
+    """A name of an image. Raises ValueError."""
     if not _IMAGE.fullmatch(value):
         raise ValueError(f"{value!r} is no image; write registry/name:tag or registry/name@sha256:...")
     return value
@@ -98,7 +99,7 @@ def _beside(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 ObjectName = Annotated[str, AfterValidator(_object_name)]
 Quantity = Annotated[str, AfterValidator(_quantity)]
-Image = Annotated[str, AfterValidator(_image)]
+Image = Annotated[str, AfterValidator(check_image)]
 MountPath = Annotated[str, AfterValidator(_path)]
 FilePath = Annotated[str, AfterValidator(_beside)]
 
@@ -220,7 +221,7 @@ class ScheduleSettings(Closed):
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ValueError(f"{name!r} is no name of a variable")
             if _SECRET.search(name):
-                raise ValueError(f"{name} sounds like a secret; put it into a Secret, named in secrets")
+                raise ValueError(f"the name {name} sounds like a secret; list its Secret in secrets")
         return value
 
     @field_validator("workers")
