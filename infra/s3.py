@@ -22,7 +22,17 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from infra.s3_errors import ERRORS, NOT_THERE, Waiting, code_of, cure_of, passes, reason_of, tried_again
+from infra.s3_errors import (
+    ERRORS,
+    NOT_THERE,
+    Waiting,
+    check_whole,
+    code_of,
+    cure_of,
+    passes,
+    reason_of,
+    tried_again,
+)
 from infra.storage import Entry, Storage, StorageError, check_key
 
 T = TypeVar("T")
@@ -95,6 +105,7 @@ class S3Storage(Storage):
                 self._client: Any = session.client("s3", endpoint_url=endpoint, config=config)
             except ValueError:               # not repeated: it may hold a password
                 raise StorageError("storage.s3.endpoint: no address; write https://host") from None
+        self._client.meta.events.register("before-parse.s3", check_whole)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)

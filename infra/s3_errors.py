@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import time
+from typing import Any
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
@@ -14,6 +15,7 @@ from botocore.exceptions import (
     ConnectionError,
     HTTPClientError,
     IncompleteReadError,
+    ResponseStreamingError,
     SSLError,
 )
 from botocore.parsers import ResponseParserError
@@ -57,6 +59,22 @@ _CURES_HERE = {
     "RegionError": "check storage.s3.region",
     "SSLError": "let AWS_CA_BUNDLE name the certificates to trust",
 }
+
+
+def check_whole(response_dict: dict[str, Any], operation_model: Any, **more: Any) -> None:
+    """For boto3's event before-parse. Raises ResponseStreamingError for an answer that was cut short.
+
+    boto3 takes half a header for a whole one, and nothing at all for an empty list.
+    """
+    headers, body = response_dict["headers"], response_dict["body"]
+    length = headers.get("content-length")
+    if length is None:
+        cut = "transfer-encoding" not in headers and response_dict["status_code"] not in (204, 304)
+    else:
+        bodiless = operation_model.http["method"] == "HEAD" or not isinstance(body, bytes)
+        cut = not bodiless and len(body) != int(length)
+    if cut:
+        raise ResponseStreamingError(error="the answer was cut short")
 
 
 def code_of(error: Exception) -> str:
@@ -111,7 +129,7 @@ class Waiting:
         left_s = self._began + self._most_s - now
         if left_s <= 0:
             return False
-        if self._number == 3:                # what ends by itself in a second is nobody's concern
+        if self._number == 2:                # what ends by itself in a second is nobody's concern
             reason = code_of(error) or type(error).__name__
             log.warning("%s (%s); trying again for up to %.0f s", self._what, reason, left_s)
         time.sleep(min(left_s, _JITTER.uniform(0, min(10.0, 0.2 * 2**self._number))))

@@ -73,5 +73,6 @@ def rgw(rgw_server, no_aws, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", rgw_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rgw_server.secret_key)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3", endpoint_url=rgw_server.endpoint).create_bucket(Bucket="pv3d-test")
+    client = boto3.Session().client("s3", endpoint_url=rgw_server.endpoint)
+    client.create_bucket(Bucket="pv3d-test")
     return rgw_server

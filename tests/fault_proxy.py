@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-FAULTS = ("503", "reset", "500 after", "reset after", "cut after")
-"""What the client sees: an error, a reset, or the first half of the answer; "after" the server has acted."""
+FAULTS = ("503", "reset", "500 after", "reset after", "cut after", "headless after")
+"""What the client sees: an error, a reset, half the answer, half its header; "after" the server has acted."""
 
 
 class FaultProxy:
@@ -109,11 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault == "500 after":
             return self._answer(500, [], b"")
-        self._answer(status, headers, data, cut=fault == "cut after")
+        self._answer(status, headers, data, fault)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815
 
-    def _answer(self, status: int, headers: list[Any], data: bytes, cut: bool = False) -> None:
+    def _answer(self, status: int, headers: list[Any], data: bytes, fault: str = "") -> None:
         held = [f"HTTP/1.1 {status} {self.responses.get(status, ('', ''))[0]}"]
         for name, value in headers:
             head = self.command == "HEAD" and name.lower() == "content-length"
@@ -122,9 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD" and status != 204:
             held.append(f"Content-Length: {len(data)}")
         raw = "\r\n".join([*held, "", ""]).encode("latin-1") + (b"" if self.command == "HEAD" else data)
-        if cut:
-            whole = len(raw) - len(data) if data and self.command != "HEAD" else 0
-            raw = raw[: whole + (len(raw) - whole) // 2]  # of the body, where there is one
+        if fault.startswith(("cut", "headless")):
+            body = 0 if self.command == "HEAD" else len(data)
+            head = len(raw) - body
+            raw = raw[: head + body // 2] if body and fault.startswith("cut") else raw[: head // 2]
             self.close_connection = True
         self.wfile.write(raw)
 
