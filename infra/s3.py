@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ResponseStreamingError
 
 from infra.s3_errors import (
     ERRORS,
+    GONE_UPLOAD,
     NOT_THERE,
     Waiting,
     check_whole,
@@ -186,7 +187,13 @@ class S3Storage(Storage):
     def _send(self, file: Any, key: str) -> None:
         """In parts when it is large."""
         name = self._name(key)
-        self._client.upload_fileobj(file, self.bucket, name, ExtraArgs=self._extra, Config=_TRANSFER)
+        try:
+            self._client.upload_fileobj(file, self.bucket, name, ExtraArgs=self._extra, Config=_TRANSFER)
+        except ClientError as error:
+            if code_of(error) not in GONE_UPLOAD:
+                raise
+            # It was completed, its answer lost, and completed again; or somebody gave it up for us.
+            raise ResponseStreamingError(error="the upload is gone") from None
 
     def create(self, key: str, data: bytes) -> bool:
         """One winner among writers of different bytes. An answer that was lost is settled by reading back."""
@@ -272,7 +279,10 @@ class S3Storage(Storage):
             page = self._persist("list uploads", call)
             for upload in page.get("Uploads", []):
                 which = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                parts = self._persist("list parts", functools.partial(self._client.list_parts, **which))
+                try:
+                    parts = self._persist("list parts", functools.partial(self._client.list_parts, **which))
+                except FileNotFoundError:    # finished by now
+                    continue
                 size = sum(int(part["Size"]) for part in parts.get("Parts", []))
                 key = upload["Key"].removeprefix(self._prefix)
                 yield Entry(key, size, upload["Initiated"].timestamp()), functools.partial(self._abort, which)

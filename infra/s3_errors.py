@@ -23,15 +23,12 @@ from botocore.parsers import ResponseParserError
 log = logging.getLogger(__name__)
 
 ERRORS = (ClientError, BotoCoreError, Boto3Error, ResponseParserError)
-NOT_THERE = ("404", "NoSuchKey", "NotFound")
+GONE_UPLOAD = ("NoSuchUpload", "InvalidPart")
+NOT_THERE = ("404", "NoSuchKey", "NotFound", "NoSuchUpload")
 
 # The last three: a body that broke off, once or again and again, and half a document.
 _LOST = (ConnectionError, HTTPClientError, IncompleteReadError, Boto3Error, ResponseParserError)
-# An upload in parts that was completed, its answer lost, is unknown when it is completed again.
-_AGAIN = (
-    "ConditionalRequestConflict", "OperationAborted", "ConcurrentModification", "409", "NoSuchUpload",
-    "InvalidPart",
-)  # fmt: skip
+_AGAIN = ("ConditionalRequestConflict", "OperationAborted", "ConcurrentModification", "409")
 _BUSY = ("SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "429")
 _JITTER = random.SystemRandom()              # whoever seeds the global one gets what they expect of it
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,11 +69,39 @@ def no_aws(monkeypatch):
 @pytest.fixture
 def rgw(rgw_server, no_aws, monkeypatch):
     """`rgw_server`, its first user's keys in the environment, and the bucket `pv3d-test`."""
-    import boto3
-
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", rgw_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rgw_server.secret_key)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.Session().client("s3", endpoint_url=rgw_server.endpoint)
-    client.create_bucket(Bucket="pv3d-test")
+    _make_bucket(rgw_server.endpoint)
     return rgw_server
+
+
+@pytest.fixture(scope="session")
+def moto_server():
+    """What stands in for S3 where no real server is; it asks nobody for credentials."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield SimpleNamespace(endpoint=f"http://{host}:{port}", kms_key="key-1")
+    server.stop()
+
+
+@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.s3)])
+def s3(request, no_aws, monkeypatch):
+    """A server with the bucket `pv3d-test`, its keys in the environment: a stand-in, and a real one."""
+    if request.param == "ceph":
+        return request.getfixturevalue("rgw")
+    server = request.getfixturevalue("moto_server")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-nobody")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    _make_bucket(server.endpoint)
+    return server
+
+
+def _make_bucket(endpoint):
+    import boto3
+
+    boto3.Session().client("s3", endpoint_url=endpoint).create_bucket(Bucket="pv3d-test")

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 import uuid
-from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -25,28 +24,9 @@ pytest.importorskip("moto.server")
 real = pytest.mark.s3
 
 
-@pytest.fixture(scope="module")
-def moto_server():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield SimpleNamespace(endpoint=f"http://{host}:{port}", kms_key="key-1")
-    server.stop()
-
-
-@pytest.fixture(params=["moto", pytest.param("ceph", marks=real)])
-def server(request, no_aws, monkeypatch):
-    """A server with the bucket `pv3d-test`."""
-    if request.param == "ceph":
-        return request.getfixturevalue("rgw")
-    found = request.getfixturevalue("moto_server")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.Session().client("s3", endpoint_url=found.endpoint).create_bucket(Bucket="pv3d-test")
-    return found
+@pytest.fixture
+def server(s3):
+    return s3
 
 
 @pytest.fixture

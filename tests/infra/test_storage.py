@@ -1,6 +1,9 @@
 import os
 import stat
 import threading
+import time
+import uuid
+from pathlib import Path
 
 import boto3
 import pytest
@@ -11,10 +14,15 @@ from infra.storage import FolderStorage, StorageError, open_storage
 moto = pytest.importorskip("moto")
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", pytest.param("ceph", marks=pytest.mark.s3)])
 def any_store(request, tmp_path, monkeypatch):
+    """An empty store: a folder, a prefix of what stands in for S3, a prefix of a real server of it."""
     if request.param == "folder":
         yield FolderStorage(tmp_path / "store")
+        return
+    if request.param == "ceph":
+        server = request.getfixturevalue("rgw")
+        yield open_storage(f"s3://pv3d-test/{uuid.uuid4().hex}", endpoint=server.endpoint, addressing="path")
         return
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -71,6 +79,35 @@ def test_the_list_is_sorted_and_stays_below_its_prefix(any_store):
     assert list(any_store.list("b")) == ["b/1", "b/2"]
     assert list(any_store.list()) == ["a", "b/1", "b/2", "bb/1"]
     assert list(any_store.list("none")) == []
+
+
+def test_entries_tell_size_and_age(any_store):
+    begun = time.time()
+    any_store.write("b/1", b"one")
+    any_store.write("c/1", b"")
+    (entry,) = any_store.entries("b")
+    assert (entry.key, entry.bytes) == ("b/1", 3)
+    assert abs(entry.modified_s - begun) < 30
+    assert [entry.key for entry in any_store.entries()] == ["b/1", "c/1"]
+
+
+def test_many_are_deleted_at_once(any_store):
+    keys = [f"a/{number:04d}" for number in range(30)]
+    for key in keys:
+        any_store.write(key, b"x")
+    any_store.delete_all([*keys[:20], "a/none"])
+    assert list(any_store.list()) == keys[20:]
+    any_store.delete_all([])
+
+
+def test_what_a_killed_writer_left_is_found_and_removed(tmp_path):
+    store = FolderStorage(tmp_path / "store")
+    store.write("a/b", b"whole")
+    Path(tmp_path, "store", "a", ".tmp-1-ab").write_bytes(b"half")
+    ((entry, remove),) = store.unfinished()
+    assert (entry.key, entry.bytes) == ("a/.tmp-1-ab", 4)
+    remove()
+    assert [path.name for path in Path(tmp_path, "store", "a").iterdir()] == ["b"]
 
 
 def test_a_file_is_uploaded(any_store, tmp_path):

@@ -1,0 +1,190 @@
+"""Runs of small real stages into S3, undisturbed and not, against the same run into a folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("moto.server")
+
+from fault_proxy import FaultProxy
+
+from infra.storage import FolderStorage, Storage
+from pipelines.ledger import Ledger, read_segment
+from pipelines.runner import prepare
+from pipelines.workflow import load
+
+OUTAGE_S = float(os.environ.get("PV3D_TEST_OUTAGE_S", "3"))
+TESTS = Path(__file__).parent.parent
+WORKFLOW = """\
+storage: {{root: "{root}", s3: {{addressing: path, patience_s: 120}}}}
+source: {{use: "tiny_people:People", count: 20}}
+stages:
+  - use: tiny_people:Fetch
+  - use: tiny_people:Cut
+  - use: tiny_people:Frames
+  - use: tiny_people:Two
+  - {{use: "stages.shards:WriteShards", buckets: 8}}
+train: {{variant: "model.config:tiny"}}
+"""
+STAGES = ("Fetch", "Cut", "Frames", "Two", "WriteShards")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)              # where the stages note what they do
+
+
+def workflow(root, *changes):
+    path = Path(f"{uuid.uuid4().hex}.yaml").resolve()
+    path.write_text(WORKFLOW.format(root=root))
+    return load(path, None, changes)
+
+
+def made(store: Storage) -> dict[str, bytes]:
+    """What readers see: shards, indices, manifests and the dataset."""
+    folders = ("shards", "manifest", "dataset")
+    return {key: store.read(key) for folder in folders for key in store.list(folder)}
+
+
+def outcomes(store: Storage) -> dict[str, dict[str, tuple]]:
+    """By stage and unit: how it ended, and what came out of it."""
+    ledger = Ledger(store)
+    return {
+        stage: {
+            unit: (record.state, record.reason, [(out.id, out.digest, out.state) for out in record.outputs])
+            for unit, record in ledger.records(stage).items()
+        }
+        for stage in STAGES
+    }
+
+
+def records_written(store: Storage) -> dict[str, int]:
+    segments = [key for key in store.list("ledger") if key.endswith(".jsonl")]
+    counts = dict.fromkeys(STAGES, 0)
+    for key in segments:
+        counts[key.split("/")[1]] += len(read_segment(store, key))
+    return counts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The same run into a folder: what it made, and how every unit ended."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        prepare(workflow(folder / "store"), in_process=True)
+    finally:
+        os.chdir(before)
+    store = FolderStorage(folder / "store")
+    assert len(made(store)) >= 10
+    return made(store), outcomes(store)
+
+
+def check(root, server, undisturbed):
+    """Nothing lost, nothing twice, the same bytes."""
+    store = workflow(root, f"storage.s3.endpoint={server.endpoint}").store()
+    shards, ended = undisturbed
+    assert outcomes(store) == ended
+    assert {stage: len(units) for stage, units in ended.items()} == records_written(store)
+    assert made(store) == shards
+    log = Path(root, "calls.log")            # a folder named s3:, for a root on S3
+    calls = log.read_text().splitlines()
+    assert len(calls) == len(set(calls))
+
+
+@pytest.fixture
+def root():
+    return f"s3://pv3d-test/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_through_a_faulty_network_loses_nothing_and_does_nothing_twice(s3, root, seed, undisturbed):
+    with FaultProxy(s3.endpoint, rate=0.05, seed=seed) as proxy:
+        prepare(workflow(root, f"storage.s3.endpoint={proxy.endpoint}"), in_process=True)
+        assert sum(count for fault, count in proxy.faults.items() if fault) >= 5
+    check(root, s3, undisturbed)
+
+
+def test_a_run_outlives_an_outage_of_the_server(s3, root, undisturbed):
+    with FaultProxy(s3.endpoint) as proxy:
+        proxy.outage(OUTAGE_S, after=60)
+        begun = time.monotonic()
+        prepare(workflow(root, f"storage.s3.endpoint={proxy.endpoint}"), in_process=True)
+        assert time.monotonic() - begun >= OUTAGE_S
+        assert proxy.faults["reset"] > 0
+    check(root, s3, undisturbed)
+
+
+def test_a_run_that_is_killed_ends_the_same_when_it_is_started_again(s3, root, undisturbed):
+    with FaultProxy(s3.endpoint) as proxy:
+        endpoint = f"storage.s3.endpoint={proxy.endpoint}"
+        path = workflow(root, endpoint).path
+        for requests in (40, 90):            # after so many of them, in the midst of the next
+            command = [
+                sys.executable, "-c", "from pipelines.cli import main; main()", "run", path, "--in-process",
+                "--until", "WriteShards", "--set", endpoint,
+            ]  # fmt: skip
+            paths = os.pathsep.join(map(str, (TESTS.parent, TESTS / "pipelines")))
+            most = proxy.requests + requests
+            with subprocess.Popen(
+                command, env={**os.environ, "PYTHONPATH": paths}, stdout=-3, stderr=-3
+            ) as child:
+                while proxy.requests < most and child.poll() is None:
+                    time.sleep(0.002)
+                child.kill()
+            assert child.returncode == -signal.SIGKILL
+    prepare(workflow(root, f"storage.s3.endpoint={s3.endpoint}"), in_process=True)
+    store = workflow(root, f"storage.s3.endpoint={s3.endpoint}").store()
+    shards, ended = undisturbed
+    assert outcomes(store) == ended
+    assert made(store) == shards
+
+
+def pv3d(*arguments, **environment):
+    """The command in a process of its own: exit status, the last line of stderr, all that it said."""
+    paths = os.pathsep.join(map(str, (TESTS.parent, TESTS / "pipelines")))
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths, **environment},
+    )  # fmt: skip
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1], done.stdout + done.stderr
+
+
+@pytest.mark.s3
+def test_the_command_refuses_wrong_credentials_and_a_missing_bucket_in_one_line(rgw, root):
+    there = f"storage.s3.endpoint={rgw.endpoint}"
+    for command in (["run", "--in-process", "--until", "Cut"], ["status"]):
+        status, line, said = pv3d(
+            *command, workflow(root).path, "--set", there, AWS_SECRET_ACCESS_KEY="wrong-and-secret"
+        )
+        assert status == 2
+        assert line.startswith("pv3d: storage.root: s3://pv3d-test/")
+        assert "check AWS_SECRET_ACCESS_KEY or storage.s3.profile" in line
+        assert len(said.splitlines()) == 1
+        assert "wrong-and-secret" not in said
+    status, line, said = pv3d("status", workflow("s3://pv3d-none/x").path, "--set", there)
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert "create the bucket" in line
+
+
+def test_neither_the_log_nor_the_store_holds_a_secret(s3, root):
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    status, _, said = pv3d(
+        "run", "--in-process", "--until", "WriteShards", workflow(root).path,
+        "--set", f"storage.s3.endpoint={s3.endpoint}", "--set", "source.count=2", PV3D_LOG="DEBUG",
+    )  # fmt: skip
+    assert status == 0, said
+    assert secret not in said
+    assert "Credential=" not in said
+    store = workflow(root, f"storage.s3.endpoint={s3.endpoint}").store()
+    assert all(secret.encode() not in store.read(key) for key in store.list())
