@@ -53,6 +53,9 @@ _CURES_HERE = {
     "CredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or storage.s3.profile",
     "CredentialRetrievalError": "check storage.s3.profile",
     "ProfileNotFound": "check storage.s3.profile",
+    "ConfigParseError": "mend this file",
+    "TokenLoadError": "sign in (aws sso login)",
+    "SSOTokenError": "sign in (aws sso login)",
     "RegionError": "check storage.s3.region",
     "SSLError": "let AWS_CA_BUNDLE name the certificates to trust",
 }
