@@ -23,7 +23,7 @@ import sys
 import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -134,6 +134,7 @@ class Ledger:
 
     def __init__(self, store: Storage) -> None:
         self.store = store
+        self.told: Callable[[str, Record], None] | None = None   # of every record that is added
         self._records: dict[str, dict[str, Record]] = {}
         self._pending: dict[str, list[tuple[Record, list[Ref]]]] = {}
         self._since: dict[str, float] = {}
@@ -225,6 +226,8 @@ class Ledger:
             for out, clip in zip(record.outputs, clips, strict=True)
         ]
         self.records(stage)[record.unit] = record
+        if self.told is not None:
+            self.told(stage, record)
         self._pending.setdefault(stage, []).append((record, refs))
         self._since.setdefault(stage, time.monotonic())
         self._waiting_bytes[stage] = self._waiting_bytes.get(stage, 0) + sum(map(_size, clips))

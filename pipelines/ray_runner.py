@@ -222,10 +222,10 @@ class OnRay:
         return min(room, limit) if limit else room
 
     def _fits(self, pool: Pool, without: list[_Worker] | None = None) -> bool:
-        if not self.local and not self._of(pool):
-            return True  # a cluster may grow when it is asked
         need = _needs(pool)
         for key, value in need.items():
+            if not self.local and value > self.have.get(key, 0.0) and not self._of(pool):
+                continue  # no node has it: a cluster may grow when it is asked
             staying = [worker for worker in self.workers if worker not in (without or [])]
             used = sum(_needs(worker.pool).get(key, 0.0) for worker in staying)
             if value and used + value > self.have.get(key, 0.0) + 1e-9:

@@ -54,9 +54,12 @@ def prepare(
     def start() -> Executor:
         if in_process:
             return InProcess(store, ledger)
+        from pipelines.metrics import unit_counter
         from pipelines.ray_runner import OnRay
 
-        return OnRay(workflow, ledger, ray_address)
+        executor = OnRay(workflow, ledger, ray_address)
+        ledger.told = unit_counter()
+        return executor
 
     with Progress([step.name for step in steps]) as progress:
         while True:

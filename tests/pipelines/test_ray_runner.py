@@ -73,6 +73,13 @@ def test_pools_that_each_need_every_core_do_not_wait_for_ever(tiny, cpus):
     assert time.monotonic() - started < 90
 
 
+@pytest.mark.timeout(150)
+def test_a_cluster_that_is_full_is_shared_as_this_machine_is(tiny):
+    """A worker that is asked for beyond what there is would wait for ever while another holds the core."""
+    needs = [f"stages.{name}.resources.cpus=2" for name in ("Cut", "Mark", "Second", "Keep")]
+    assert prepare(tiny.load("source.count=4", *needs), ray_address="auto").kept == 8
+
+
 def test_needs_that_this_machine_lacks_are_refused_at_once(tiny):
     message = "stages.Mark.resources.gpus: 1 asked for, this machine has 0; lower it"
     with pytest.raises(ValueError, match=message):
