@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,22 +19,25 @@ from infra import lease
 from infra.lease import Lease, LeaseError, Owner, acquire, hold
 from infra.storage import FolderStorage, StorageError, open_storage
 
-moto = pytest.importorskip("moto")
-
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "moto", pytest.param("ceph", marks=pytest.mark.s3)])
 def any_store(request, tmp_path, monkeypatch):
+    """An empty store: a folder, a prefix of what stands in for S3, a prefix of a real server of it."""
     if request.param == "folder":
-        yield FolderStorage(tmp_path / "store")
-        return
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with moto.mock_aws():
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield open_storage("s3://bucket/runs/one")
+        return FolderStorage(tmp_path / "store")
+    request.getfixturevalue("no_aws")
+    if request.param == "ceph":
+        server = request.getfixturevalue("rgw")
+    else:
+        pytest.importorskip("moto.server")
+        server = request.getfixturevalue("moto_server")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3", endpoint_url=server.endpoint).create_bucket(Bucket="pv3d-test")
+    return open_storage(f"s3://pv3d-test/{uuid.uuid4().hex}", endpoint=server.endpoint, addressing="path")
 
 
 def elsewhere(store, expires_s=1.0):
@@ -90,7 +94,7 @@ def test_a_run_elsewhere_that_is_silent_is_followed_when_its_lease_is_over(any_s
     begun = time.monotonic()
     with hold(any_store, "pv3d run") as held:
         assert held.number == 2
-    assert 1.0 <= time.monotonic() - begun < 5.0
+    assert 1.0 <= time.monotonic() - begun < 15.0
 
 
 def test_a_run_elsewhere_that_beats_keeps_its_store_for_longer_than_a_lease(any_store):

@@ -1,0 +1,87 @@
+"""Two runs of one store at once, as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.storage import FolderStorage
+
+TINY = str(Path(__file__).parent)
+SLOW = ("--set", "stages.Mark.seconds=0.3", "--set", "storage.lease_s=30")
+
+
+def start(tiny, *arguments, name="run"):
+    program = "from pipelines.cli import main; main()"
+    command = [sys.executable, "-c", program, name, str(tiny.path), *arguments]
+    surroundings = {**os.environ, "PYTHONPATH": TINY, "RAY_AUTH_MODE": "disabled"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings
+    )
+
+
+def run(tiny, *arguments):
+    return start(tiny, "--until", "Write", "--in-process", *arguments)
+
+
+def until(true, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def working(tiny):
+    """The first unit is under way: the lease is held."""
+    log = Path(tiny.root, "calls.log")
+    return log.exists() and "Mark" in log.read_text()
+
+
+@pytest.mark.slow
+def test_the_second_of_two_runs_says_who_has_the_store_and_one_that_waits_comes_after_it(tiny):
+    first = run(tiny, *SLOW)
+    until(lambda: working(tiny))
+    waits = run(tiny, *SLOW, "--wait")
+    refused = run(tiny, *SLOW)
+    out, err = refused.communicate(timeout=60)
+    assert (refused.returncode, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("pv3d: ")]
+    assert line.startswith(f"pv3d: storage.root: {tiny.root} is in use by pv3d run on ")
+    assert f"(pid {first.pid}) since 20" in line
+    assert line.endswith("wait for its end (--wait), or stop it")
+    assert first.poll() is None
+    for reader in ("status", "describe"):
+        read = start(tiny, name=reader)
+        assert read.wait(60) == 0, read.communicate()[1]
+    assert first.wait(60) == 0
+    assert waits.wait(60) == 0, waits.communicate()[1]
+    assert len(list(FolderStorage(tiny.root).list("lease"))) >= 4      # two that were held and given back
+    marks = [call for call in tiny.calls() if call.startswith("Mark")]
+    assert len(marks) == len(set(marks)) == 8                          # nothing twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_after_a_run_that_was_ended_the_next_one_goes_on_at_once(tiny, end):
+    first = run(tiny, *SLOW)
+    until(lambda: working(tiny))
+    first.send_signal(end)
+    first.communicate(timeout=60)
+    assert first.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
+    begun = time.monotonic()
+    second = run(tiny, "--set", "storage.lease_s=300")
+    assert second.wait(60) == 0, second.communicate()[1]
+    assert time.monotonic() - begun < 30
+    assert len(tiny.output()) > 1
+
+
+def test_a_run_that_fails_gives_the_store_back(tiny):
+    failed = run(tiny, "--set", "stages.Mark.bug=[v00-0]")
+    _, err = failed.communicate(timeout=60)
+    assert failed.returncode == 1, err
+    keys = list(FolderStorage(tiny.root).list("lease"))
+    assert "lease/00000001.end.json" in keys
