@@ -47,7 +47,7 @@ class Group:
     node: Node
     min: int
     max: int
-    custom: Mapping[str, float] = field(default_factory=dict)
+    custom: Mapping[str, int] = field(default_factory=dict)
     image: str | None = None
 
     @property
@@ -138,7 +138,7 @@ def _job_spec(d: Deployment) -> Object:
 
 
 def _worker_group(d: Deployment, group: Group) -> Object:
-    custom = {name: int(n) if n == int(n) else n for name, n in sorted(group.custom.items())}
+    custom = dict(sorted(group.custom.items()))
     # KubeRay pastes it into a shell command, hence quoted twice.
     start = {"resources": json.dumps(json.dumps(custom))} if custom else {}
     return {

@@ -131,17 +131,17 @@ class GroupSettings(NodeSettings):
     group: Name
     min: int = Field(default=0, ge=0)
     max: int = Field(default=1, ge=1)
-    custom: dict[str, float] = Field(default={})
-    """Custom resources of Ray that each pod has, such as {egress: 1}."""
+    custom: dict[str, int] = Field(default={})
+    """Custom resources of Ray that each pod has, such as {egress: 1}: whole numbers."""
     image: Image | None = None
     """None: that of the schedule."""
 
     @field_validator("custom")
     @classmethod
-    def _custom(cls, value: dict[str, float]) -> dict[str, float]:
+    def _custom(cls, value: dict[str, int]) -> dict[str, int]:
         for name, amount in value.items():
             if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name in ("CPU", "GPU", "memory") or amount <= 0:
-                raise ValueError(f"{name!r}: {amount:g} is no custom resource; write such as egress: 1")
+                raise ValueError(f"{name!r}: {amount} is no custom resource; write such as egress: 1")
         return value
 
     @model_validator(mode="after")

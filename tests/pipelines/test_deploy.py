@@ -60,7 +60,7 @@ schedule:
       cpus: 16
       memory: 64Gi
       disk: 200Gi
-      custom: {egress: 1, half: 0.5}
+      custom: {egress: 1, disks: 3}
       image: registry.example/team/pv3d-data:1
       node_selector: {spot: "true"}
       tolerations: [{key: spot, value: "true", effect: NoSchedule}]
@@ -245,7 +245,7 @@ def test_groups_become_worker_groups_with_their_resources(folder):
     assert cluster["authOptions"] == {"mode": "token"}
     cpu, gpu = cluster["workerGroupSpecs"]
     assert (cpu["groupName"], cpu["minReplicas"], cpu["replicas"], cpu["maxReplicas"]) == ("cpu", 1, 1, 40)
-    assert json.loads(json.loads(cpu["rayStartParams"]["resources"])) == {"egress": 1, "half": 0.5}
+    assert json.loads(json.loads(cpu["rayStartParams"]["resources"])) == {"egress": 1, "disks": 3}
     assert "resources" not in gpu["rayStartParams"]
     (head, head_pod), (worker, worker_pod), (gpus, gpus_pod) = pods(job)
     assert worker["resources"]["limits"] == {"cpu": "16", "memory": "64Gi", "ephemeral-storage": "200Gi"}
@@ -259,7 +259,7 @@ def test_groups_become_worker_groups_with_their_resources(folder):
     assert head_pod["serviceAccountName"] == "pv3d"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"     # nothing runs beside the driver
     told = {e["name"]: e["value"] for e in head["env"]}
-    assert json.loads(told["PV3D_CLUSTER_MAX"]) == {"CPU": 704, "GPU": 8, "egress": 40, "half": 20}
+    assert json.loads(told["PV3D_CLUSTER_MAX"]) == {"CPU": 704, "GPU": 8, "disks": 120, "egress": 40}
     assert told["AWS_REGION"] == "eu-central-1"
 
 
@@ -368,6 +368,8 @@ def refused(text, *options):
         ("memory: 64Gi\n", "memory: '64'\n", "'64' would be bytes; add the unit, as in 64Gi"),
         ("disk: 200Gi", "disc: 200Gi", "schedule.workers.0.disc: unknown setting, did you mean"),
         ("max: 40", "max: 0", "schedule.workers.0.max"),
+        ("disks: 3", "disks: 0.5", "schedule.workers.0.custom.disks"),
+        ("disks: 3", "disks: 0", "is no custom resource"),
         ("min: 1", "min: 50", "max 40 is below min 50"),
         ("group: gpu", "group: cpu", "two groups 'cpu'"),
         ("name: pv3d-nightly", "name: Nightly", "schedule.name: 'Nightly' is no name"),
@@ -382,7 +384,7 @@ def refused(text, *options):
         ("tracking: http://mlflow.ml:5000", "tracking: sqlite:///mlflow.db", "storage.tracking"),
         ("http://mlflow.ml", "http://me:pass@mlflow.ml", "workflow.yaml:3: an address with a password"),
         ("location: s3://faces/videos", "location: lists", "source.location: lists is a folder of"),
-        ("custom: {egress: 1, half: 0.5}", "custom: {half: 1}", "no group has room for stages.FollowFace"),
+        ("custom: {egress: 1, disks: 3}", "custom: {disks: 1}", "no group has room for stages.FollowFace"),
         ("{group: gpu, max: 8", "{group: gpu, max: 7", "7 GPUs in all, train.workers asks for 8"),
         ("tracking:", "s3: {profile: me}\n  tracking:", "storage.s3.profile"),
     ],
@@ -415,3 +417,21 @@ def test_an_image_on_the_command_line_is_checked_too(folder):
 
 def test_a_cron_job_of_ray_needs_a_time(folder):
     assert "schedule.cron" in refused(re.sub(r"  cron:.*\n", "", WORKFLOW), "--ray-cron-job")
+
+
+def test_the_autoscaler_of_ray_reads_the_groups_as_they_were_meant(folder):
+    """The very code that runs beside the head; private to Ray, hence the skip."""
+    config = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
+    derive = getattr(config, "_derive_autoscaling_config_from_ray_cr", None)
+    if derive is None:
+        pytest.skip("this Ray reads the groups elsewhere")
+    job = template(objects())
+    cluster = {"metadata": {"name": "c", "namespace": "faces"}, "spec": job["spec"]["rayClusterSpec"]}
+    types = derive(cluster)["available_node_types"]
+    cpu, gpu = types["cpu"], types["gpu"]
+    assert (cpu["min_workers"], cpu["max_workers"]) == (1, 40)
+    assert [cpu["resources"][name] for name in ("CPU", "egress", "disks")] == [16, 1, 3]
+    assert cpu["resources"]["memory"] == 64 << 30
+    assert (gpu["resources"]["CPU"], gpu["resources"]["GPU"]) == (8, 1)
+    (head,) = [of for name, of in types.items() if name not in ("cpu", "gpu")]
+    assert (head["resources"]["CPU"], head["resources"].get("GPU", 0)) == (0, 0)
