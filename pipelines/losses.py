@@ -67,7 +67,8 @@ def losses(units: Iterable[Ended]) -> list[Loss]:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """Line 9 before line 10."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"([0-9]+)", text)]
+    pieces = re.split(r"([0-9]+)", text)
+    return [(int(piece[:15]), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
 def kind_of(unit: Ended) -> str:

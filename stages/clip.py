@@ -27,7 +27,7 @@ class Clip:
 
     # --- the source: what was listed -----------------------------------------------------------------
     id: str                                  # unit id, [A-Za-z0-9_-]+, unique; a stage that cuts extends it
-    source: str                              # the video as the list names it, raw
+    source: str                              # the video as the list names it; an address without its secrets
     video: str                               # where its file is: an absolute path, a URL, or "store:<key>"
     fingerprint: str = ""                    # changes when the file changes (size and time, or a hash)
     dataset: str = ""                        # which list it came from

@@ -32,13 +32,14 @@ class CelebVHQ(Source):
         for key, row in read_json(Path(self.location)).items():
             try:
                 # The key is "<id>_<n>" or "<id>_<n>_<m>" and ids may hold "_": never split it.
+                lists.check_kept({key: row})
                 video_id = str(row["ytb_id"])
                 youtube_url(video_id)
                 span = _span(key, video_id, row)
                 videos.setdefault(video_id, []).append(span)
             except Drop as drop:
                 yield error_unit("celebvhq", f"row-{key}", key, drop.reason, drop.detail)
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 detail = f"{key!r} lacks or misuses {error}"
                 yield error_unit("celebvhq", f"row-{key}", key, "bad row", detail)
         for video_id, spans in videos.items():
@@ -47,12 +48,12 @@ class CelebVHQ(Source):
 
 def read_json(path: Path) -> dict[str, dict[str, Any]]:
     """The `clips` of the file, key to row. Raises ValueError naming file and line."""
+    text = text_of(path)
     try:
-        root = json.loads(text_of(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}:{error.lineno}: is no complete json ({error.msg}); download the list again"
-        ) from None
+        root = json.loads(text)
+    except (ValueError, RecursionError) as error:        # of syntax, of numbers too long, of depth
+        line, cause = getattr(error, "lineno", 1), getattr(error, "msg", error)
+        raise ValueError(f"{path}:{line}: is no complete json ({cause}); download the list again") from None
     clips = root.get("clips") if isinstance(root, dict) else None
     if not isinstance(clips, dict) or not clips:
         raise ValueError(f"{path}:1: has no \"clips\" object; give celebvhq_info.json")

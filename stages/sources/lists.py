@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,6 +48,7 @@ Box = tuple[float, float, float, float]
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _WATCH = re.compile(r"https://www\.youtube\.com/watch\?v=([A-Za-z0-9_-]{11})")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+MOST_DEPTH = 20                  # of the values of a row
 
 
 def text_of(path: Path) -> str:
@@ -92,7 +94,26 @@ def safe_name(raw: str) -> str:
     if _NAME.fullmatch(raw) and len(raw) <= 64:
         return raw
     kept = re.sub(r"[^A-Za-z0-9_-]+", "-", raw)[:40].strip("-")
-    return f"{kept}-{hashlib.sha256(raw.encode()).hexdigest()[:8]}".lstrip("-")
+    return f"{kept}-{hashlib.sha256(raw.encode(errors='surrogatepass')).hexdigest()[:8]}".lstrip("-")
+
+
+def check_kept(value: Any) -> None:
+    """Raise ValueError for a JSON value that no record can hold: not finite, not Unicode, nested deeply."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level, depth = [value], 0
+    while level := [item for held in level for item in _items(held)]:
+        depth += 1
+        if depth > MOST_DEPTH:
+            raise ValueError("nested too deeply")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def row_sha1(row: str) -> str:
@@ -159,9 +180,19 @@ def unit(
     except Drop as drop:
         return error_unit(dataset, name, url, drop.reason, drop.detail)
     return Clip(
-        id=safe_name(f"{dataset}-{name}"), source=url, video=url, dataset=dataset, licence=licence,
+        id=safe_name(f"{dataset}-{name}"), source=_public(url), video=url, dataset=dataset, licence=licence,
         identity=identity, listed=listed,
     )
+
+
+def _public(url: str) -> str:
+    """The address without what signs it: reports and records of many kinds name a video by it."""
+    if "?" not in url or _WATCH.fullmatch(url):
+        return url
+    # Imported here, for it imports this module.
+    from stages.provenance import clean
+
+    return str(clean(url))
 
 
 def _own_keys(spans: Sequence[Span]) -> list[Span]:
@@ -180,8 +211,9 @@ def _own_keys(spans: Sequence[Span]) -> list[Span]:
 
 def error_unit(dataset: str, name: str, source: str, reason: str, detail: str) -> Clip:
     """A row that cannot be used, as a unit that the first stage rejects."""
+    told = (source or name).encode(errors="backslashreplace").decode()       # it may be no Unicode
     return Clip(
-        id=safe_name(f"{dataset}-{name}"), source=source or name, video="", dataset=dataset,
+        id=safe_name(f"{dataset}-{name}"), source=told, video="", dataset=dataset,
         listed={"error": reason, "detail": detail},
     )
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from infra.paths import expanded
 from infra.storage import Storage
 from stages.base import Drop, Source
 from stages.clip import Clip
@@ -80,7 +81,7 @@ class Official(Source):
                 yield self._error(line, drop)
 
     def _folder(self) -> Path:
-        folder = Path(self.location).expanduser().absolute()
+        folder = expanded(self.location).absolute()
         if not folder.is_dir():
             raise ValueError(f"location: {self.location} is no folder; give the one that holds {self.list}")
         for name in (VIDEOS, CAMERAS):
@@ -142,8 +143,7 @@ def read_provenance(folder: Path, path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("no object")
         known = {key: value[key] for key in KEPT if key in value}
-        # Refuses numbers that are not finite and text that is not Unicode: neither can be written again.
-        json.dumps(known, allow_nan=False, ensure_ascii=False).encode()
+        lists.check_kept(known)
     except (ValueError, RecursionError, OSError) as error:
         raise Drop("bad provenance", f"{path.name}: {error}"[:200]) from None
     for key in ("source", "licence", "identity", "split"):

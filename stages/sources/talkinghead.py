@@ -27,7 +27,8 @@ from stages.sources.lists import Span, span_clip
 LICENCE = "CC BY 3.0"
 CHUNK_S = 60.0
 PARTS = ("train", "val", "small")
-_NAME = re.compile(r"([A-Za-z0-9_-]{11})_(\d{4})")
+MOST_LOOKS = 1000                # at a part, and to either side of it
+_NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{4})")
 
 
 @dataclass
@@ -126,12 +127,16 @@ class LocateChunks(Stage):
     writes: ClassVar[tuple[str, ...]] = ("listed",)
 
     def __post_init__(self) -> None:
-        if self.step_s <= 0 or self.looks < 1:
-            raise ValueError(f"step_s: {self.step_s} and looks {self.looks} must be positive")
+        if self.step_s <= 0 or not 1 <= self.looks <= MOST_LOOKS:
+            raise ValueError(
+                f"step_s: {self.step_s} must be positive, and looks {self.looks} 1 to {MOST_LOOKS}"
+            )
+        if not 0 <= self.search_s / self.step_s <= MOST_LOOKS:
+            raise ValueError(f"search_s: {self.search_s} is not 0 to {MOST_LOOKS} steps of {self.step_s} s")
 
     def setup(self, store: Storage) -> None:
         self._store = store
-        self._faces: Any = backends.load(self.backend) if self.backend else None
+        self._faces: Any = backends.load(self.backend, needs=("detect",)) if self.backend else None
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         from stages import video

@@ -49,11 +49,14 @@ class Urls(Source):
         """One unit per video. Raises ValueError naming file and line for a file that is no such list."""
         videos: dict[str, _Video] = {}
         faults: list[tuple[int, Drop]] = []
+        from_json = Path(self.location).suffix.lower() == ".jsonl"
         for line, row in read_rows(Path(self.location)):
             url = str(row.get("url") or "").strip()
             try:
                 if None in row:
                     raise Drop("bad row", "more values than columns")
+                if from_json:
+                    _check(row)
                 if not url:
                     raise Drop("bad row", "the url is empty")
                 identity = lists.source_id(url)
@@ -95,6 +98,13 @@ class Urls(Source):
         span |= {column: _text(row, column) for column in ("identity", "split") if _text(row, column)}
         rest = {k: v for k, v in row.items() if k not in KNOWN and v not in (None, "")}
         return {**span, "row_sha1": lists.row_sha1(json.dumps(row, sort_keys=True)), "row": rest}
+
+
+def _check(row: Row) -> None:
+    try:
+        lists.check_kept(row)
+    except ValueError as error:
+        raise Drop("bad row", f"a value cannot be kept ({error})") from None
 
 
 def _text(row: Row, column: str) -> str:
@@ -156,9 +166,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for line, text in lists.lines_of(path):
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
-            cure = "mend or remove the line"
-            raise ValueError(f"{path}:{line}: is no complete json ({error.msg}); {cure}") from None
+        except (ValueError, RecursionError) as error:    # of syntax, of numbers too long, of depth
+            cause = getattr(error, "msg", error)
+            raise ValueError(
+                f"{path}:{line}: is no complete json ({cause}); mend or remove the line"
+            ) from None
         if not isinstance(row, dict) or (not found and "url" not in row):
             raise ValueError(f"{path}:{line}: is no object with a \"url\"; write one object per line")
         found = True

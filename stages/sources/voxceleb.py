@@ -8,11 +8,14 @@ before the download.
 from __future__ import annotations
 
 import csv
+import lzma
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -31,7 +34,9 @@ SCALED_HEIGHT = 360.0            # px: VoxCeleb1's boxes are pixels of a version
 BOX_EVERY = 100                  # rows between the boxes that are kept
 VOX1_TEST = range(10270, 10310)  # the official test people of VoxCeleb1
 
-_PERSON = re.compile(r"id\d{5}")
+MOST_TEXT = 1 << 24              # bytes of a text file; a track of an hour has 4 MB
+
+_PERSON = re.compile(r"id[0-9]{5}")
 Rows = NDArray[np.float64]       # [N, 5]: FRAME, X, Y, W, H
 Text = tuple[str, Callable[[], bytes]]      # name with person/video/utterance at its end, and how to read it
 
@@ -155,7 +160,7 @@ def _rows(lines: list[str], where: str, first: int) -> Rows:
         rows = np.array(values, np.float64)
     except ValueError:
         rows = np.zeros(0)
-    if len(rows) == 5 * len(filled) and bool(np.isfinite(rows).all()):
+    if len(rows) == 5 * len(filled) and bool((np.abs(rows) < 1e9).all()):        # nor is any of them nan
         rows = rows.reshape(-1, 5)
         if rows.size == 0 or rows[:, [0, 3, 4]].min() >= 0:
             return rows
@@ -182,7 +187,7 @@ def tree(location: Path) -> Iterator[Text]:
             with zipfile.ZipFile(location) as archive:
                 texts = (name for name in archive.namelist() if name.endswith(".txt"))
                 for name in sorted((n for n in texts if _PERSON.fullmatch(_names(n)[0])), key=_names):
-                    yield f"{location.stem}/{name}", lambda name=name: archive.read(name)  # type: ignore[misc]
+                    yield f"{location.stem}/{name}", partial(_member, archive, name)
         except zipfile.BadZipFile as error:
             raise ValueError(f"location: {location} is no sound zip ({error}); download it again") from None
     else:
@@ -201,7 +206,29 @@ def _folder(location: Path) -> Iterator[Text]:
         for path in sorted(files, key=lambda f: (f.parent.name, f.name, str(f))):
             # `location` is kept in the name, for it may say "test"; nothing above it is.
             inside = path.relative_to(location.parent if location.name != person else location.parent.parent)
-            yield inside.as_posix(), path.read_bytes
+            yield inside.as_posix(), partial(_file, path)
+
+
+def _file(path: Path) -> bytes:
+    """Raises Drop for what is no file that can be read."""
+    try:
+        if not path.is_file():
+            raise Drop("bad row", f"{path.name} is no file")
+        if path.stat().st_size > MOST_TEXT:
+            raise Drop("bad row", f"{path.name}: more than {MOST_TEXT:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise Drop("bad row", f"{path.name}: {error.strerror}") from None
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Raises Drop for a damaged, encrypted or huge one."""
+    if archive.getinfo(name).file_size > MOST_TEXT:
+        raise Drop("bad row", f"{name}: more than {MOST_TEXT:,} bytes")
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise Drop("bad row", f"{name}: cannot be unpacked ({error})") from None
 
 
 def _names(name: str) -> tuple[str, str, str]:
@@ -233,8 +260,14 @@ class VoxMetadata(Source):
 
     def clips(self, store: Storage) -> Iterator[Clip]:
         """One unit per person and video. Raises ValueError naming file and line when columns are missing."""
-        text = lists.text_of(Path(self.location))
-        reader = csv.DictReader(text.split("\n"))
+        reader = csv.DictReader(lists.text_of(Path(self.location)).split("\n"))
+        try:
+            yield from self._units(reader)
+        except csv.Error as error:
+            where = f"{self.location}:{reader.line_num}"
+            raise ValueError(f"{where}: is no sound csv ({error}); mend or remove the line") from None
+
+    def _units(self, reader: csv.DictReader[str]) -> Iterator[Clip]:
         missing = [name for name in self.COLUMNS if name not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(f"{self.location}:1: no column {missing[0]!r}; give vox-metadata.csv")

@@ -82,3 +82,26 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(tmp_path):
     plain = list(listed(tmp_path, {"M2Ohb0FAaJU_1": ROW}))
     text = "\ufeff" + json.dumps({"clips": {"M2Ohb0FAaJU_1": ROW}}, indent=1).replace("\n", "\r\n")
     assert [c.digest() for c in listed(tmp_path, {}, text=text)] == [c.digest() for c in plain]
+
+
+@pytest.mark.parametrize("value", ["NaN", '"\\ud800"', "[" * 50 + "]" * 50], ids=["nan", "text", "deep"])
+def test_a_row_that_no_record_can_hold_is_rejected_alone(tmp_path, value):
+    rows = json.dumps({"M2Ohb0FAaJU_1": ROW, "M2Ohb0FAaJU_2": {**ROW, "note": "VALUE"}})
+    text = '{"clips": ' + rows.replace('"VALUE"', value) + "}"
+    bad, good = listed(tmp_path, None, text)
+    assert [span["key"] for span in good.listed["spans"]] == ["1"]
+    with pytest.raises(Drop, match="bad row"):
+        list(refuse(bad))
+
+
+def test_a_key_that_is_no_text_is_rejected(tmp_path):
+    (bad,) = listed(tmp_path, {"\ud800_1": ROW})
+    with pytest.raises(Drop, match="bad row"):
+        list(refuse(bad))
+    assert bad.source.encode()
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000])
+def test_json_that_cannot_be_read_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"celebvhq_info\.json:1: is no complete json"):
+        list(listed(tmp_path, None, text))

@@ -166,3 +166,27 @@ def test_a_file_that_is_broken_further_down_is_refused_before_any_unit(tmp_path,
     path.write_bytes(b"url,note\nnowhere,x\nhttps://example.org/a.mp4,x\n" + tail)
     with pytest.raises(ValueError, match=r"list\.csv:4"):
         next(Urls(str(path)).clips(None))
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "-Infinity", "1e999", '"\\ud800"', "[" * 50 + "]" * 50],
+    ids=["nan", "inf", "huge", "text", "deep"],
+)
+def test_a_row_that_no_record_can_hold_is_rejected_alone(tmp_path, value):
+    rows = f'{{"url": "https://h.org/a.mp4"}}\n{{"url": "https://h.org/b.mp4", "note": {value}}}\n'
+    bad, good = listed(tmp_path, rows, "list.jsonl")
+    assert good.video == "https://h.org/a.mp4"
+    with pytest.raises(Drop, match=r"bad row: list\.jsonl:2: a value cannot be kept"):
+        list(refuse(bad))
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_json_that_cannot_be_read_is_refused_with_its_line(tmp_path, value):
+    with pytest.raises(ValueError, match=r"list\.jsonl:2: is no complete json"):
+        listed(tmp_path, f'{{"url": "https://example.org/a.mp4"}}\n{{"url": {value}}}\n', "list.jsonl")
+
+
+def test_what_signs_an_address_is_not_in_the_name_of_the_video(tmp_path):
+    (clip,) = listed(tmp_path, "url\nhttps://example.org/v.mp4?quality=high&X-Amz-Signature=geheim\n")
+    assert clip.video.endswith("geheim")
+    assert clip.source == "https://example.org/v.mp4?quality=high"

@@ -1,10 +1,12 @@
 """VoxCeleb's text trees: the published file, both units, gaps, test people, and files that are broken."""
 
+import os
 import zipfile
 
 import pytest
 
 from stages.base import Drop
+from stages.sources import voxceleb
 from stages.sources.lists import box_at, refuse, split_of
 from stages.sources.voxceleb import VoxCeleb, VoxMetadata
 
@@ -215,3 +217,44 @@ def test_a_bad_row_of_the_metadata_is_a_unit_of_its_own(root):
     assert clips[3].listed["spans"][0]["error"] == "other split"
     with pytest.raises(ValueError, match="no column 'bbox'"):
         metadata(root, header="video_id,start,end")
+
+
+def test_a_member_of_a_zip_that_cannot_be_unpacked_is_rejected_alone(root, monkeypatch):
+    path = root / "vox2_dev_txt.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"txt/id00017/_mjZ87sK6cA/{number:05d}.txt", text(range(100, 300)))
+        archive.writestr("txt/id00017/_mjZ87sK6cA/99999.txt", bytes(voxceleb.MOST_TEXT + 1))
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        broken, encrypted, unknown, *_ = archive.infolist()
+    data[broken.header_offset + 80] ^= 255
+    data[encrypted.header_offset + 6] |= 1                 # its flag in both headers
+    entries = [at for at in range(len(data)) if data[at:at + 4] == b"PK\x01\x02"]
+    data[entries[1] + 8] |= 1
+    data[entries[2] + 10] = data[unknown.header_offset + 8] = 97       # of compressions
+    path.write_bytes(data)
+    (clip,) = listed(path)
+    assert [span.get("error", "") for span in clip.listed["spans"]] == ["bad row"] * 3 + ["", "bad row"]
+    assert "more than" in clip.listed["spans"][4]["detail"]
+
+
+def test_what_is_no_file_is_rejected_alone(root):
+    path = put(root, text(range(100, 200)))
+    path.with_name("00002.txt").mkdir()
+    os.mkfifo(path.with_name("00003.txt"))
+    path.with_name("00004.txt").symlink_to("/nowhere")
+    (clip,) = listed(root)
+    assert [span.get("error", "") for span in clip.listed["spans"]] == [""] + ["bad row"] * 3
+
+
+def test_a_frame_beyond_all_videos_is_rejected(root):
+    put(root, text([100]) + "1e300 \t0.1 \t0.1 \t0.4 \t0.7 \n")
+    (clip,) = listed(root)
+    assert "out of range" in clip.listed["spans"][0]["detail"]
+
+
+def test_metadata_that_is_no_csv_is_refused_with_its_line(root):
+    path = put(root, ",".join(VoxMetadata.COLUMNS) + "\n" + "x" * 200_000, "vox-metadata.csv")
+    with pytest.raises(ValueError, match=r"vox-metadata\.csv:\d+: is no sound csv"):
+        list(VoxMetadata(str(path)).clips(None))
