@@ -95,7 +95,8 @@ def construct(cls: type, entry: Value, dotted: str, known_elsewhere: Iterable[st
             default = f.default if f.default is not dataclasses.MISSING else ...
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else default
             fields[f.name] = (hints[f.name], default)
-    model = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model = create_model(cls.__name__, __config__=config, **fields)
     checked = validate(model, entry, dotted, known_elsewhere)
     try:
         return cls(**{name: getattr(checked, name) for name in fields})

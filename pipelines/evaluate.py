@@ -74,9 +74,10 @@ def _check_backends(settings: EvaluateSettings) -> None:
     """A backend that is misspelt or not installed is found before the first video is made."""
     from stages import backends
 
+    needs = {"identity_backend": backends.IDENTITY, "face_backend": ("detect",)}
     for field in {field for path in settings.metrics for field in metrics.backends_of(path)}:
         try:
-            backends.load(getattr(settings, field))
+            backends.load(getattr(settings, field), needs=needs[field])
         except ValueError as error:
             raise ValueError(f"evaluate.{field}: {error}") from None
 

@@ -20,6 +20,7 @@ from infra.storage import Storage
 from model.camera import RADIUS, check_cameras
 from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
+from stages.crop import check_side
 from stages.face_model import LANDMARKS
 from stages.pnp import CROP_DISTANCE
 from stages.sources import lists
@@ -59,8 +60,7 @@ class TakeAligned(Stage):
     )
 
     def __post_init__(self) -> None:
-        if self.size < 16 or self.size % 2:
-            raise ValueError(f"size: {self.size} is no side of a training square; give an even 16 or more")
+        check_side(self.size)
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality: {self.quality} is no JPEG quality; give 1 to 100")
         if not (self.fps > 0 and self.minimum_frames > 0):

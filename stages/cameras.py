@@ -22,7 +22,7 @@ from stages.clip import Clip
 from stages.face_model import LANDMARKS, RIGID
 from stages.pnp import fit_poses
 from stages.rotations import UPRIGHT, euler_from_rotation, smooth_rotations
-from stages.smooth import check_not_negative, low_pass
+from stages.smooth import check_not_negative, check_sigma, low_pass
 
 if TYPE_CHECKING:
     from stages.backends.deep3d import Deep3D
@@ -137,7 +137,8 @@ class FitCameras(Stage):
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_not_negative(sigma_s=self.sigma_s, max_error=self.max_error)
+        check_sigma(sigma_s=self.sigma_s)
+        check_not_negative(max_error=self.max_error)
         if self.backend not in BACKENDS:
             raise ValueError(f"backend: {self.backend!r} finds no cameras; give {' or '.join(BACKENDS)}")
         if self.distance not in DISTANCES:

@@ -28,7 +28,7 @@ from stages.affine import apply, invert, linear_apply, warp
 from stages.base import Drop, Stage
 from stages.clip import Clip
 from stages.padding import blend
-from stages.smooth import check_not_negative, low_pass
+from stages.smooth import check_not_negative, check_sigma, low_pass
 
 Array = NDArray[np.float64]
 
@@ -49,6 +49,7 @@ RECROP_SCALE = 300.0             # px per unit of the standard points ...
 RECROP_SIZE = 1024               # ... in EG3D's second image,
 RECROP_CENTRE = 700              # whose middle is kept
 
+MOST_SIDE = 4096                 # px
 PADDINGS = ("ffhq", "mirror")
 PADDING_GRID = 64                # points per side at which a crop is tested for lying inside the frame
 
@@ -177,6 +178,12 @@ def padded_fraction(transforms: Array, size: int, width: int, height: int) -> Ar
     return np.asarray(outside.mean(axis=-1), np.float64)
 
 
+def check_side(size: int) -> None:
+    """Raise ValueError for what is no side of a training square."""
+    if not 16 <= size <= MOST_SIDE or size % 2:
+        raise ValueError(f"size: {size} is no side of a training square; give an even 16 to {MOST_SIDE}")
+
+
 @dataclass
 class AlignCrop(Stage):
     """Crop every frame to the training square and keep the squares as JPEG files of one tar in the store."""
@@ -197,12 +204,9 @@ class AlignCrop(Stage):
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_not_negative(
-            centre_sigma_s=self.centre_sigma_s, scale_sigma_s=self.scale_sigma_s,
-            max_padded=self.max_padded, min_source_px=self.min_source_px,
-        )  # fmt: skip
-        if self.size < 16 or self.size % 2:
-            raise ValueError(f"size: {self.size} is no side of a training square; give an even 16 or more")
+        check_sigma(centre_sigma_s=self.centre_sigma_s, scale_sigma_s=self.scale_sigma_s)
+        check_not_negative(max_padded=self.max_padded, min_source_px=self.min_source_px)
+        check_side(self.size)
         if self.padding not in PADDINGS:
             raise ValueError(f"padding: {self.padding!r} is unknown; give {' or '.join(PADDINGS)}")
         if not 1 <= self.quality <= 100:

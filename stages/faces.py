@@ -16,6 +16,7 @@ from stages.backends import FaceBackend
 from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
 from stages.faults import Run, Series
+from stages.smooth import check_not_negative
 from stages.sources import lists
 from stages.track import BatchTrack, TakesMany, Track
 
@@ -53,6 +54,10 @@ class FollowFace(Stage):
         for name in ("detect_every", "minimum_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stages.faces.{name}: {getattr(self, name)} is below 1; give 1 or more")
+        check_not_negative(
+            minimum_face_px=self.minimum_face_px, minimum_sharpness=self.minimum_sharpness,
+            maximum_missing_frames=self.maximum_missing_frames, second_face_seconds=self.second_face_seconds,
+        )  # fmt: skip
         if not self.second_face_size > 0:
             raise ValueError(f"stages.faces.second_face_size: {self.second_face_size} is not above 0")
 
@@ -61,7 +66,7 @@ class FollowFace(Stage):
 
         cv2.setNumThreads(1)
         self._store = store
-        self.model: FaceBackend = backends.load(self.backend)
+        self.model: FaceBackend = backends.load(self.backend, needs=backends.FACE)
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         model = self.model

@@ -15,6 +15,7 @@ from stages.affine import apply
 from stages.backends import identity_file
 from stages.base import Rejected, Stage
 from stages.clip import Clip
+from stages.smooth import check_not_negative
 
 
 @dataclass
@@ -51,7 +52,9 @@ class EmbedFaces(Stage):
         self._store = store
         if self.weights:
             self._check_digest()
-        self._model: backends.IdentityBackend = backends.load(self.backend, self.weights)
+        self._model: backends.IdentityBackend = backends.load(
+            self.backend, self.weights, needs=backends.IDENTITY
+        )
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         from stages.shards import aligned_frames, decode_jpeg
@@ -104,6 +107,9 @@ class VerifyIdentity(Stage):
     reads: ClassVar[tuple[str, ...]] = ("embeddings", "embedding_model")
     writes: ClassVar[tuple[str, ...]] = ("verification",)
     version: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_not_negative(maximum_noisy_frames=self.maximum_noisy_frames)
 
     def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         model = backends.IdentityModel(**clip.embedding_model)

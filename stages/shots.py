@@ -15,11 +15,14 @@ from infra.storage import Storage
 from stages.base import Drop, Rejected, Stage
 from stages.clip import Clip
 from stages.shot_changes import GAP_S, LONG_SIDE, Seen, measure, moving_runs, shots
+from stages.smooth import check_not_negative
 from stages.sources import lists
 from stages.sources.lists import Part
 
 if TYPE_CHECKING:
     from stages.decoder import Reader, VideoInfo
+
+MOST_FPS = 240.0                 # output frames per second: beyond, records outgrow memory
 
 Outputs = Iterator[Clip | Rejected]
 
@@ -52,8 +55,14 @@ class SplitShots(Stage):
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if self.fps <= 0 or self.minimum_frames < 1:
-            raise ValueError("stages.shots: fps and minimum_frames must be positive")
+        if not 0 < self.fps <= MOST_FPS:
+            raise ValueError(f"stages.shots.fps: {self.fps:g} is no frame rate; give up to {MOST_FPS:g}")
+        if self.minimum_frames < 1:
+            raise ValueError(f"stages.shots.minimum_frames: {self.minimum_frames} is below 1; give 1 or more")
+        check_not_negative(
+            missing_fraction=self.missing_fraction, black_below=self.black_below,
+            frozen_below=self.frozen_below, frozen_seconds=self.frozen_seconds,
+        )  # fmt: skip
         if self.minimum_source_fps <= 0:
             raise ValueError(f"stages.shots.minimum_source_fps: {self.minimum_source_fps:g} is not positive")
         if self.maximum_seconds * self.fps < 2 * self.minimum_frames:

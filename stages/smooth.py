@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from stages.base import Stage
 from stages.clip import Clip
 
+MOST_SIGMA_S = 20.0              # the filter's kernel grows with it
+
 
 def low_pass(values: ArrayLike, sigma_s: float, fps: float) -> NDArray[np.float64]:
     """Gaussian filter along the first axis, [T, ...] at `fps`; ends are reflected. 0 s changes nothing."""
@@ -31,6 +33,14 @@ def check_not_negative(**settings: float) -> None:
             raise ValueError(f"{name}: {value} is not allowed; give 0 or more")
 
 
+def check_sigma(**settings: float) -> None:
+    """Raise ValueError, naming the setting, unless every one is a width in seconds that makes sense."""
+    check_not_negative(**settings)
+    for name, value in settings.items():
+        if value > MOST_SIGMA_S:
+            raise ValueError(f"{name}: {value} s is longer than a clip; give {MOST_SIGMA_S:g} or less")
+
+
 @dataclass
 class SmoothLandmarks(Stage):
     """Gaussian over time on each coordinate. Neither PV3D nor what it follows publishes a width."""
@@ -43,7 +53,7 @@ class SmoothLandmarks(Stage):
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_not_negative(sigma_s=self.sigma_s)
+        check_sigma(sigma_s=self.sigma_s)
 
     def process(self, clip: Clip) -> Iterator[Clip]:
         landmarks = low_pass(clip.need("landmarks"), self.sigma_s, clip.fps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
@@ -118,23 +119,32 @@ def similarity(
     return within.astype(np.float64), 0.5
 
 
+FACE, IDENTITY = ("start", "detect", "landmarks", "box"), ("embed",)       # methods of the interfaces
+
+
 def find(path: str) -> Any:
     """The class that "package.module:Class" names. Raises ValueError naming path and cause."""
     module_name, _, class_name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, ValueError) as error:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, TypeError, ValueError) as error:          # TypeError: of a relative path
         raise ValueError(f"backend: cannot import {path!r} ({error}); write package.module:Class") from None
     except AttributeError:
         raise ValueError(f"backend: {path!r}: {module_name} has no such class") from None
+    if not inspect.isclass(found):
+        raise ValueError(f"backend: {path!r} is no class; write package.module:Class")
+    return found
 
 
-def load(path: str, weights: str = "") -> Any:
+def load(path: str, weights: str = "", needs: Sequence[str] = ()) -> Any:
     """Construct what `path` names, models and all; from the file `weights` where one is given.
 
-    Raises ValueError when this backend takes no file.
+    Raises ValueError when this backend takes no file, or lacks one of the methods that `needs` names.
     """
     backend = find(path)
+    lacking = [name for name in needs if not callable(getattr(backend, name, None))]
+    if lacking:
+        raise ValueError(f"backend: {path!r} has no {lacking[0]}(); choose a backend of another kind")
     if not weights:
         return backend()
     if "weights" not in inspect.signature(backend).parameters:

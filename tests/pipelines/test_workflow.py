@@ -250,3 +250,9 @@ def test_workers_that_cannot_share_the_batch_are_refused_before_any_work(tiny, t
     assert "train.batch: 7 videos cannot be shared by 2 workers" in refused(tiny, None, "train.batch=7")
     three = text.replace("train:\n", "train:\n  workers: 3\n")
     assert "workflow.yaml:12:12: train.batch: 4 videos cannot be shared by 3" in refused(tiny, three)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_a_number_that_is_not_finite_is_refused(tiny, value):
+    assert "stages.Mark.value: should be a finite number" in refused(tiny, None, f"stages.Mark.value={value}")
+    assert "storage.lease_s: should be a finite number" in refused(tiny, None, f"storage.lease_s={value}")

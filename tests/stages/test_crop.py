@@ -216,8 +216,8 @@ def test_rejects_a_small_face(clip: Clip, store) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"size": 0}, {"size": 33}, {"quality": 101}, {"max_padded": -0.1}, {"scale_sigma_s": -1},
-     {"padding": "black"}],
+    [{"size": 0}, {"size": 33}, {"size": 10**9}, {"quality": 101}, {"max_padded": -0.1},
+     {"scale_sigma_s": -1}, {"scale_sigma_s": 1e9}, {"padding": "black"}],
 )
 def test_refuses_settings_that_mean_nothing(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

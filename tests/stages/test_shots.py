@@ -217,3 +217,11 @@ def test_real_videos_end_as_their_list_says(shared_data: Path, store: Storage) -
         if "CUT at frame 60" in row["note"]:
             assert [c.frame_count for c in clips] == [60, 60]
     assert np.mean(whole) > 0.7, "shots of talking heads fall apart"
+
+
+@pytest.mark.parametrize(
+    "setting", [{"fps": 0.0}, {"fps": 1e9}, {"minimum_frames": 0}, {"frozen_seconds": -1.0}]
+)
+def test_settings_that_make_no_sense_are_refused_by_name(setting: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}: "):
+        SplitShots(**setting)

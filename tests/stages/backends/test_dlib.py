@@ -89,3 +89,15 @@ def test_a_path_that_names_nothing_is_refused() -> None:
         backends.find("stages.backends.dlibb:DlibFaces")
     with pytest.raises(ValueError, match="cannot import"):
         backends.find("")
+
+
+def test_a_path_that_names_no_backend_is_refused() -> None:
+    for path in (".dlib:DlibFaces", "os:"):
+        with pytest.raises(ValueError, match=f"^backend: .*{path}"):
+            backends.find(path)
+    with pytest.raises(ValueError, match="is no class"):
+        backends.load("os:abort")
+    with pytest.raises(ValueError, match=r"has no start\(\)"):
+        backends.load("stages.backends.dlib:DlibIdentity", needs=backends.FACE)
+    with pytest.raises(ValueError, match=r"has no embed\(\)"):
+        backends.load("stages.backends.dlib:DlibFaces", needs=backends.IDENTITY)
