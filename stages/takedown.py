@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.paths import expanded
 from stages.base import Drop
 from stages.provenance import clean
 from stages.sources import lists
@@ -149,7 +150,7 @@ def read_takedown(path: str | Path) -> Takedown:
     """Read a list. Raises ValueError, one line with file and line, for one that cannot be followed."""
     name = str(path)
     try:
-        text = lists.decode(Path(path).expanduser().read_bytes(), name)
+        text = lists.decode(expanded(path).read_bytes(), name)
     except OSError as error:
         cause = error.strerror or "no such file"
         raise ValueError(f"policy.takedown: cannot read {name} ({cause}); name an existing file") from None
@@ -209,7 +210,7 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(raw)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):             # of syntax, of numbers too long, of depth
             raise ValueError(f"{name}:{line}: is no complete json; mend or remove the line") from None
         found = [(line, "", row)] if isinstance(row, str) else []
         found = found or list(_of_mapping(row, line) if isinstance(row, dict) else [])
@@ -235,8 +236,11 @@ def _normal(kind: str, value: str) -> str:
             kind = "video"
     if kind and kind not in KINDS:
         raise ValueError(f"no kind {kind[:40]!r}; write {':, '.join(KINDS)}: before the id")
-    if not value or len(value) > LONGEST or re.search(r"[\x00-\x1f\x7f]", value):
-        raise ValueError("the id is empty, too long or holds control characters; mend or remove the line")
+    # What cannot be seen, such as a blank of width zero that was copied along, would keep it from meaning
+    # anything. In names of people joiners are letters.
+    seen = re.sub("[\u200c\u200d\u00a0]", "", value) if kind == "identity" else value
+    if not value or len(value) > LONGEST or not seen.isprintable():
+        raise ValueError("the id is empty, too long or holds what cannot be seen; mend or remove the line")
     if kind in ("", "video", "url") and ("://" in value or _YOUTUBE.match(value)):
         return _normal_address(value)
     if kind == "url":

@@ -146,3 +146,21 @@ def test_a_list_that_cannot_be_followed_is_refused_in_one_line(
 def test_a_missing_list_is_no_empty_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"policy.takedown: cannot read .*gone.txt"):
         read_takedown(tmp_path / "gone.txt")
+
+
+@pytest.mark.parametrize(
+    "entry", [f"video:{ID}\u200b", f"{ID}\u2060", "identity:Grace\u202eHopper", "clip:a\ufeff"]
+)
+def test_an_entry_with_what_cannot_be_seen_is_refused(entry: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"list\.txt:1: .*cannot be seen"):
+        listed(tmp_path, f"{entry}\n")
+
+
+def test_a_name_may_hold_joiners(tmp_path: Path) -> None:
+    assert listed(tmp_path, "identity:می‌رود\n").find(identity="می‌رود")
+
+
+@pytest.mark.parametrize("row", ['{"video": ' + "9" * 5000 + "}", "[" * 100_000, '{"identity": "\\ud800"}'])
+def test_json_that_cannot_be_followed_is_refused_with_its_line(row: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"list\.jsonl:2: "):
+        listed(tmp_path, f'{{"video": "{ID}"}}\n{row}\n', "list.jsonl")
