@@ -82,7 +82,8 @@ class Reader:
         first = next(self.frames(-math.inf), None)
         if first is None:
             raise DecodeError("no frame can be decoded")
-        width, height = displayed_size(stream, first[1])
+        with errors():
+            width, height = displayed_size(stream, first[1])
         rate = stream.average_rate or stream.guessed_rate
         duration_s = (self._container.duration or 0) / 1e6
         if stream.duration:

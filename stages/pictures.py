@@ -17,6 +17,8 @@ Frame = NDArray[np.uint8]
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 EXACT |= Interpolation.FULL_CHR_H_INT
 
+MOST_PIXELS = 1 << 27            # of a picture, once its pixels are square
+
 HALVED = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")       # 8 bits a sample
 
 
@@ -26,7 +28,14 @@ def displayed_size(stream: Any, frame: Any) -> tuple[int, int]:
     width, height = frame.width, frame.height
     if aspect and aspect != 1 and Fraction(1, 8) < aspect < 8:
         width = max(round(width * aspect), 1)
-    return (height, width) if frame.rotation % 180 else (width, height)
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{width} x {height} px, once its pixels are square")
+    return (height, width) if _quarter_turns(frame) % 2 else (width, height)
+
+
+def _quarter_turns(frame: Any) -> int:
+    """By how many to turn the picture counter-clockwise, as np.rot90 does; any other angle is rounded."""
+    return round(frame.rotation / 90) % 4
 
 
 def picture_of(stream: Any, frame: Any, long_side: int | None) -> Frame:
@@ -36,7 +45,7 @@ def picture_of(stream: Any, frame: Any, long_side: int | None) -> Frame:
     if long_side is not None and max(width, height) > long_side:
         scale = long_side / max(width, height)
         width, height = max(round(width * scale), 1), max(round(height * scale), 1)
-    if frame.rotation % 180:
+    if _quarter_turns(frame) % 2:
         width, height = height, width
     if scale <= 0.5 and frame.format.name in HALVED:
         picture = _shrunk(frame, width, height)
@@ -49,7 +58,7 @@ def picture_of(stream: Any, frame: Any, long_side: int | None) -> Frame:
             threads=1,
         )  # fmt: skip
         picture = np.asarray(converted.to_ndarray(), np.uint8)
-    quarter_turns = round(frame.rotation / 90) % 4     # rotation is counter-clockwise, as np.rot90 is
+    quarter_turns = _quarter_turns(frame)
     return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
 
 

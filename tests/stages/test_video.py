@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from infra.storage import FolderStorage
-from stages import video
+from stages import pictures, video
 from stages.base import Drop
 
 WIDTH, HEIGHT = 96, 64
@@ -119,6 +119,26 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
     assert (info.width, info.height) == (HEIGHT, WIDTH)
     _, frame = next(video.read_all(path))
     assert np.abs(frame.astype(int) - np.rot90(picture(0), -1)).mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [30, 45, 60, 135, 200, 300])
+def test_a_crooked_rotation_is_rounded_to_quarter_turns(tmp_path: Path, degrees: int) -> None:
+    path = written(tmp_path / "a.mp4", 3)
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    cos, sin = (round((1 << 16) * f(np.deg2rad(degrees))) for f in (np.cos, np.sin))
+    data[matrix:matrix + 36] = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
+    path.write_bytes(bytes(data))
+    info = video.probe(path)
+    _, frame = next(video.read_all(path))
+    assert frame.shape == (info.height, info.width, 3)
+
+
+def test_pixels_that_are_absurdly_wide_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable_rate(tmp_path / "a.mp4", [0, 40, 80], aspect=Fraction(7, 1))
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 2 * WIDTH * HEIGHT)
+    with pytest.raises(Drop, match="cannot decode: 672 x 64 px"):
+        video.probe(tmp_path / "a.mp4")
 
 
 def test_pixels_become_square(tmp_path: Path) -> None:
