@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from infra.storage import Storage, check_key
 
 LATEST = "dataset/latest.json"
+MOST_MEMBER = 1 << 28                        # bytes
 TOMBSTONE = "taken_down"                     # the key whose value names the record below takedown/
 
 
@@ -85,6 +86,8 @@ class Dataset:
                 rows = json.loads(self.store.read(sample.index))["members"]
                 self._indices[sample.index] = {f"{clip}.{name}": (at, size) for clip, name, at, size in rows}
             at, size = self._indices[sample.index][f"{sample.clip_id}.{name}"]
+            if not (at >= 0 and 0 <= size <= MOST_MEMBER):
+                raise ValueError(f"{name}: {size} bytes at {at}")
         with _naming(self.store, sample.tar):
             return self.store.read_range(sample.tar, at, size)
 
@@ -139,7 +142,7 @@ def _naming(store: Storage, key: str) -> Iterator[None]:
     """Turn what reading a lost or damaged file raises into one line (a ValueError) that names the file."""
     try:
         yield
-    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
         if record := taken_down_by(store, key):
             raise ValueError(
                 f"{key} in {store.root} was taken down (see {record}); "
@@ -155,7 +158,10 @@ def decode_jpeg(data: bytes, what: str) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB. Raises ValueError, naming `what`, for bytes that are no whole JPEG."""
     import cv2
 
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:                        # of no bytes, and of a header that promises a gigapixel
+        picture = None
     if picture is None:
         raise ValueError(f"{what}: not a whole JPEG; the shard is damaged")
     return np.asarray(picture, np.uint8)

@@ -190,7 +190,8 @@ def hand_over(clip: Clip, held: Sequence[Held]) -> Iterator[Clip]:
 
 def store_name(source: str) -> str:
     """A name for people, and a hash, for file systems know no difference of large and small letters."""
-    tail = re.sub(r"[^A-Za-z0-9_-]+", "-", source.split(":", 1)[-1])[-40:].strip("-")
+    path = source.partition("?")[0]          # what follows may be a signature
+    tail = re.sub(r"[^A-Za-z0-9_-]+", "-", path.split(":", 1)[-1])[-40:].strip("-")
     return f"{tail}-{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 

@@ -548,3 +548,10 @@ def test_what_is_said_of_javascript_names_a_cure():
     why = ytdlp.javascript()
     assert why == "" or "pip install" in why
     assert importlib.util.find_spec("yt_dlp_ejs") is not None or "yt-dlp-ejs" in why
+
+
+def test_the_name_of_a_download_holds_nothing_that_signs_its_address() -> None:
+    name = store_name("https://example.org/talk.mp4?X-Amz-Signature=geheim")
+    assert "talk-mp4" in name
+    assert "geheim" not in name
+    assert name != store_name("https://example.org/talk.mp4?X-Amz-Signature=andere")

@@ -11,7 +11,7 @@ import pytest
 
 from infra.storage import FolderStorage
 from stages.clip import Clip
-from stages.shards import LATEST, WriteShards, open_dataset, without
+from stages.shards import LATEST, WriteShards, decode_jpeg, open_dataset, without
 
 pytest.importorskip("cv2")
 
@@ -219,3 +219,25 @@ def test_what_was_taken_down_says_so_to_whoever_still_names_it(tmp_path: Path) -
         open_dataset(store, opened.version)
     with pytest.raises(ValueError, match=r"was taken down .* not written again"):
         write(store, clips)
+
+
+@pytest.mark.parametrize("row", [[-1, 10], [0, 10**15], [0, -5], ["0", 10], [10**15, 10], [0]])
+def test_an_index_that_lies_is_damaged(tmp_path: Path, row: list[object]) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, "a")])
+    dataset = open_dataset(store)
+    (sample,) = dataset.samples
+    store.write(sample.index, json.dumps({"members": [["a", "0000.jpg", *row]]}).encode())
+    with pytest.raises(ValueError, match="is damaged"):
+        dataset.frames(sample, [0])
+
+
+def test_a_picture_that_promises_a_gigapixel_is_damaged() -> None:
+    import cv2
+
+    data = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    at = data.index(b"\xff\xc0") + 5
+    data[at:at + 4] = b"\xff\xdc" * 2
+    for broken in (bytes(data), b"", b"\xff\xd8"):
+        with pytest.raises(ValueError, match="not a whole JPEG"):
+            decode_jpeg(broken, "a frame")
