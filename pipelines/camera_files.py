@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +34,13 @@ PV3D_VIDEOS = "recrop_faces"
 EG3D_LABELS = "dataset.json"
 INDEX_SUFFIX = ".index.json"                 # of what lies beside a shard
 CAMERAS_SUFFIX = ".cameras.npy"              # of a member of a shard
+MOST_BYTES = 1 << 30                         # of cameras, unpacked: those of ten million images are more
+
+# RuntimeError: an encrypted zip, or json that is nested too deeply.
+_BROKEN = (
+    OSError, EOFError, ValueError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tarfile.TarError,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def find_cameras(path: str) -> Iterator[Cameras]:
         yield from _folder(local)
     elif not local.exists():
         raise ValueError(f"{path}: no such file or folder")
-    elif local.suffix in _READERS:
+    elif local.suffix in _READERS and local.is_file():
         yield from _READERS[local.suffix](local)
     else:
         raise ValueError(f"{path}: holds no cameras; give {', '.join(_READERS)}, a folder or a storage.root")
@@ -103,6 +112,8 @@ def _json(path: Path) -> Iterator[Cameras]:
 def _zip(path: Path) -> Iterator[Cameras]:
     def read() -> bytes:
         with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(EG3D_LABELS).file_size > MOST_BYTES:
+                raise ValueError(f"{EG3D_LABELS} has more than {MOST_BYTES:,} bytes")
             return archive.read(EG3D_LABELS)
 
     yield _labels(str(path), read)
@@ -110,15 +121,20 @@ def _zip(path: Path) -> Iterator[Cameras]:
 
 def _tar(path: Path) -> Iterator[Cameras]:
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:                # shards are not packed: nothing can swell
             for member in tar:
-                file = tar.extractfile(member) if member.name.endswith(CAMERAS_SUFFIX) else None
-                if file is not None:
-                    data = io.BytesIO(file.read())
+                if member.name.endswith(CAMERAS_SUFFIX):
                     name = f"{path} {member.name.removesuffix(CAMERAS_SUFFIX)}"
-                    yield _read(name, partial(np.load, data, allow_pickle=False))
+                    yield _read(name, partial(_member, tar, member))
     except (tarfile.TarError, EOFError, OSError) as error:
         yield Cameras(str(path), np.zeros((0, CAMERA_DIM)), fault=f"cannot be read ({error})")
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+    file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+    if file is None or member.size > MOST_BYTES:
+        raise ValueError(f"no plain file of up to {MOST_BYTES:,} bytes")
+    return np.load(io.BytesIO(file.read()), allow_pickle=False)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Cameras]]] = {
@@ -148,7 +164,7 @@ def _read(name: str, numbers: Callable[[], Any]) -> Cameras:
         cameras = np.asarray(numbers(), np.float64)
         if cameras.ndim != 2 or cameras.shape[1] != CAMERA_DIM or not len(cameras):
             raise ValueError(f"shape {cameras.shape}, it must be [T, 25]")
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         return Cameras(name, np.zeros((0, CAMERA_DIM)), fault=f"cannot be read ({cause})")
     return Cameras(name, cameras)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from model.camera import RADIUS, hflip, orbit
+from pipelines import camera_files
 from pipelines.camera_files import find_cameras
 from pipelines.check_cameras import check_cameras
 from stages.cameras import at_distance, encode
@@ -195,3 +197,54 @@ def test_the_command_prints_a_table_and_refuses_a_fault_with_status_2(tmp_path: 
     answer = pv3d("check-cameras", "--json", tmp_path / "bad.npy")
     found = json.loads(answer.stdout.splitlines()[-1])
     assert (answer.returncode, found["faults"], found["files"][0]["cameras"]) == (2, 1, 20)
+
+
+def zipped(path: Path, name: str, data: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"labels": [["a", [' + b"9" * 400 + b"]]]}", b"9" * 5000]
+)
+def test_json_that_cannot_be_read_is_a_fault(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "dataset.json").write_bytes(content)
+    for path in (tmp_path / "dataset.json", zipped(tmp_path / "a.zip", "dataset.json", content)):
+        answer, _ = check_cameras([str(path)])
+        assert "cannot be read" in answer["fault"]
+
+
+def test_archives_that_swell_are_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_files, "MOST_BYTES", 10_000)
+    answer, _ = check_cameras([str(zipped(tmp_path / "a.zip", "dataset.json", bytes(20_000)))])
+    assert "more than 10,000 bytes" in answer["fault"]
+    with tarfile.open(tmp_path / "large.tar", "w") as tar:
+        member = tarfile.TarInfo("one.cameras.npy")
+        member.size = 20_000
+        tar.addfile(member, io.BytesIO(bytes(20_000)))
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("one.cameras.npy"))
+    with tarfile.open(tmp_path / "link.tar", "w") as tar:
+        member = tarfile.TarInfo("one.cameras.npy")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    for name in ("large", "packed", "link"):
+        answer, _ = check_cameras([str(tmp_path / f"{name}.tar")])
+        assert "cannot be read" in answer["fault"], name
+
+
+def test_an_encrypted_zip_is_a_fault(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", "dataset.json", b"{}")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    answer, _ = check_cameras([str(path)])
+    assert "encrypted" in answer["fault"]
+
+
+def test_a_pipe_is_no_file_of_cameras(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="holds no cameras"):
+        check_cameras([str(tmp_path / "a.npy")])
