@@ -10,6 +10,7 @@ from pathlib import Path
 from infra.storage import Storage
 from stages.base import Source
 from stages.clip import Clip
+from stages.sources import lists
 from stages.sources.folder import unit_ids
 
 NEEDED = ("file", "kind", "identity")
@@ -54,14 +55,15 @@ def read(data: Path) -> list[Listed]:
     path = data / "manifest.csv"
     if not path.is_file():
         raise ValueError(f"--data {data}: has no manifest.csv; give a folder of clips with one")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = _rows(path)
     missing = [name for name in NEEDED if rows and name not in rows[0]]
     if not rows or missing:
         raise ValueError(f"{path}: {f'has no column {missing[0]!r}' if missing else 'is empty'}")
     root = data.resolve()
     found = []
     for row in rows:
+        if None in row or not row["file"] or not row["file"].isprintable():
+            raise ValueError(f"{path}: file {row['file']!r} is no name, or its row is too long; mend the row")
         file_path = (root / row["file"]).resolve()
         if not file_path.is_relative_to(root):
             raise ValueError(f"{path}: file {row['file']!r} leaves the folder")
@@ -73,9 +75,18 @@ def read(data: Path) -> list[Listed]:
     return found
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Raises ValueError naming file and line."""
+    reader = csv.DictReader(lists.text_of(path).split("\n"), restval="", strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: is no sound csv ({error}); mend the line") from None
+
+
 def _decodes(row: dict[str, str]) -> bool:
     """By the columns of frames, where there are any; a twentieth may be missing."""
     promised, decoded = (row.get(name) or "" for name in ("frames_header", "frames_decoded"))
-    if not (promised.isdigit() and decoded.isdigit()):
+    if not (promised.isdecimal() and decoded.isdecimal()):
         return True
     return int(decoded) > 0.95 * int(promised)
