@@ -28,6 +28,12 @@ from model.generator import Generator
 
 State = dict[str, Tensor]
 
+# What torch raises on a file that is damaged, or holds more than tensors.
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
+)
+
 # Prefix in the file -> our name of the network.
 NETWORKS = {
     "generator_ema": "generator_ema",
@@ -67,12 +73,22 @@ def read_official(path: str | Path) -> OfficialCheckpoint:
     differ from."""
     content = _load(Path(path))
     networks, left_over = _split(content["model"], path)
-    left_over += sorted(key for key in content if key not in ("model", "config"))
+    left_over += sorted(str(key) for key in content if key not in ("model", "config"))
     settings = content.get("config")
     variant, assumed = _variant(networks, settings if isinstance(settings, dict) else {}, path)
     _check(networks, variant.model, path)
-    step, samples = (int(content.get(key) or 0) for key in ("num_updates", "num_samples"))
+    step, samples = (_count(content, key, path) for key in ("num_updates", "num_samples"))
     return OfficialCheckpoint(variant, networks, step, samples, left_over, assumed)
+
+
+def _count(content: dict[str, Any], key: str, path: str | Path) -> int:
+    try:
+        count = int(content.get(key) or 0)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        count = -1
+    if not 0 <= count < 1 << 53:
+        raise ValueError(f"{path}: {key} is {str(content[key])[:40]!r}, no count; give an unchanged .ckpt")
+    return count
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -80,8 +96,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a file; give the authors' .ckpt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"{path} is truncated or no checkpoint of tensors alone ({reason}); download it again"
         ) from None
@@ -97,9 +113,11 @@ def _split(model: Mapping[str, Any], path: str | Path) -> tuple[dict[str, State]
     networks: dict[str, State] = {ours: {} for ours in NETWORKS.values()}
     left_over = []
     for full_name, value in model.items():
-        prefix, _, name = full_name.removeprefix("module.").partition(".")
+        prefix, _, name = str(full_name).removeprefix("module.").partition(".")
         name = name.removeprefix("module.")
         if prefix in NETWORKS and isinstance(value, Tensor):
+            if not _is_plain(value):
+                raise ValueError(f"{path}: {full_name} is no plain tensor; give an unchanged .ckpt")
             networks[NETWORKS[prefix]][name] = value
         else:
             left_over.append(f"model.{full_name}")
@@ -109,6 +127,13 @@ def _split(model: Mapping[str, Any], path: str | Path) -> tuple[dict[str, State]
             f"{path} holds no {', '.join(absent)}; give a whole training checkpoint of bytedance/pv3d"
         )
     return networks, left_over
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Floating point numbers that are all in the file: a few bytes may claim to be any shape."""
+    if value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _variant(
@@ -168,6 +193,10 @@ def _variant(
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"{path} is of another network: {error} is missing; give a .ckpt of bytedance/pv3d"
+        ) from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path} has a name or a setting that cannot be ({error}); give an unchanged .ckpt"
         ) from None
     config = replace(
         config, superresolution=replace(config.superresolution, input_resolution=_sr_input(g, config))

@@ -1,9 +1,11 @@
 """Import of the authors' checkpoints, from files that we build: no released file is at hand."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,3 +133,35 @@ def test_the_published_512_model_imports(tmp_path):
              for theirs, key in keys.items() for name, entry in shapes[key].items()}  # fmt: skip
     read = read_official(save({"model": model, "config": {}}, tmp_path))
     assert to_dict(read.variant.model) == to_dict(variant("voxceleb_512").model)
+
+
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(content, tmp_path):
+    name = "generator.backbone.synthesis.b4.torgb.bias"
+    whole = torch.zeros(96)
+    for value in (whole[:1].expand(10**12), whole.to(torch.int64), whole.to_sparse()):
+        changed = {**content, "model": {**content["model"], name: value}}
+        with pytest.raises(ValueError, match=r"b4\.torgb\.bias is no plain tensor"):
+            read_official(save(changed, tmp_path))
+
+
+def test_entries_of_another_kind_are_refused_or_left_over(content, tmp_path):
+    read = read_official(save({**content, 3: 1, "model": {**content["model"], 5: torch.zeros(1)}}, tmp_path))
+    assert {"3", "model.5"} <= set(read.left_over)
+    for key, value in (("num_updates", [1]), ("num_samples", float("inf")), ("num_updates", torch.zeros(3))):
+        with pytest.raises(ValueError, match=f"{key} is .*no count"):
+            read_official(save({**content, key: value}, tmp_path))
+    with pytest.raises(ValueError, match="cannot be"):
+        read_official(save({**content, "config": {"rendering_resolution": float("inf")}}, tmp_path))
+
+
+def test_damaged_files_are_refused_or_read(content, tmp_path):
+    path = save(content, tmp_path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    head = whole.index(b"PK", 4)                         # data.pkl, the first member, steers the reading
+    for _ in range(60):
+        data = bytearray(whole)
+        for at in random.integers(0, head, random.integers(1, 20)):
+            data[at] = random.integers(256)
+        path.write_bytes(data)
+        with contextlib.suppress(ValueError):            # in one line, and nothing else
+            read_official(path)
