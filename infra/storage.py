@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.paths import expanded
+
 _TEMPORARY = ".tmp-"
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
 
@@ -108,7 +110,7 @@ class FolderStorage(Storage):
     """A folder. Atomic by temporary file and rename; create-only by hard link."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(Path(root).expanduser().resolve())
+        self.root = str(expanded(root).resolve())
 
     def path(self, key: str) -> Path:
         return Path(self.root, check_key(key))

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
+from infra.paths import expanded
 from infra.storage import Storage, StorageError, open_storage
 from pipelines.policy import Policy
 from pipelines.progress import Progress
@@ -137,9 +137,12 @@ def make_plan(dataset: Dataset, layout: Layout, out: Storage, split: str) -> Pla
 
 
 def _open(workflow: Workflow, out: str) -> Storage:
-    if "://" not in out and Path(out).expanduser().is_file():
+    if "://" not in out and expanded(out).is_file():
         raise ValueError(f"--out {out}: is a file; give a folder")
-    return open_storage(out, **workflow.storage.s3.model_dump())
+    opened, own = open_storage(out, **workflow.storage.s3.model_dump()), workflow.store().root.rstrip("/")
+    if f"{opened.root.rstrip('/')}/".startswith(f"{own}/"):
+        raise ValueError(f"--out {out}: lies in the store {own}; give a folder outside of it")
+    return opened
 
 
 def _mark(out: Storage, present: set[str], layout: Layout, split: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.checkpoints import CARD
+from infra.paths import expanded
 from infra.storage import FolderStorage, Storage
 from infra.tracking import check_tracking
 
@@ -38,7 +39,7 @@ def open_model(name: str, tracking: str) -> OpenModel:
     """
     if name.startswith("models:"):
         return _registered(name, tracking)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.name == CARD:
         folder = folder.parent
     if not folder.is_dir():

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from infra.paths import expanded
 from infra.storage import Storage, open_storage
 from pipelines.construct import T, check_paths, construct, import_path, output_settings, settings_of, validate
 from pipelines.document import SECTIONS, Value, WorkflowError, did_you_mean, parse
@@ -328,7 +329,7 @@ def _needs_nothing(function: Any) -> bool:
 
 
 def _absolute(root: str) -> str:
-    return root if "://" in root else str(Path(root).expanduser().absolute())
+    return root if "://" in root else str(expanded(root).absolute())
 
 
 def _absolute_uri(uri: str) -> str:

@@ -19,6 +19,7 @@ from typing import ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from infra import egress
+from infra.paths import expanded
 from infra.storage import Storage, StorageError
 from stages import ytdlp
 from stages.base import ACCESS, PACE, Barred, Drop, Rejected, Stage, TryLater
@@ -102,7 +103,7 @@ class WebStage(Stage):
             raise ValueError("yt-dlp is not installed; pip install 'yt-dlp[default]'") from None
         self._store = store
         self._came = False                           # whether anything has, with these settings
-        cookies = Path(self.cookies).expanduser() if self.cookies else None
+        cookies = expanded(self.cookies) if self.cookies else None
         if cookies is not None and not cookies.is_file():
             raise ValueError(f"cookies: {self.cookies} is no file; export one in Netscape's format")
         proxy = self._proxy()
@@ -115,7 +116,7 @@ class WebStage(Stage):
         )
         self._secrets = self._options.secrets()
         self._work = ytdlp.private_folder(
-            Path(self.work).expanduser() if self.work
+            expanded(self.work) if self.work
             else Path(tempfile.gettempdir(), f"pv3d-downloads-{os.getuid()}")
         )
         way = urlsplit(proxy).hostname or self.source_address or "direct"

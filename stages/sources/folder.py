@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from infra.paths import expanded
 from stages.base import Source
 from stages.clip import Clip
 
@@ -105,7 +106,7 @@ class Folder(Source):
     def _folder(self) -> Path:
         if "://" in self.location:
             raise ValueError(f"source.location: {self.location} is no folder and no s3://bucket/prefix")
-        folder = Path(self.location).expanduser().absolute()
+        folder = expanded(self.location).absolute()
         if not folder.exists():
             raise ValueError(f"source.location: {self.location} does not exist; give a folder of videos")
         if not folder.is_dir():

@@ -321,3 +321,10 @@ def test_a_bucket_is_a_target_like_a_folder(made, tmp_path: Path, monkeypatch: p
         there = {key: store.read(key) for key in store.list("")}
     export(made, make_layout("pv3d"), str(tmp_path / "here"))
     assert there == content(tmp_path / "here")
+
+
+def test_a_folder_inside_the_store_is_refused(made) -> None:
+    for out in (f"{made.storage.root}/export", f"{made.storage.root}/aligned/../x", made.storage.root):
+        with pytest.raises(ValueError, match="lies in the store"):
+            export(made, make_layout("pv3d"), out)
+    assert not Path(made.storage.root, "export").exists()
