@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.paths import expanded
+
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 _YUNET = "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/master/onnx/yunet_n_dynamic.onnx"
 _LANDMARKER = (
@@ -122,13 +124,13 @@ def cache() -> Path:
 def folders() -> list[Path]:
     """Where weight files are looked for, in order."""
     named = os.environ.get("PV3D_WEIGHTS")
-    return [*([Path(named).expanduser()] if named else []), cache()]
+    return [*([expanded(named)] if named else []), cache()]
 
 
 def torch_hub() -> Path:
     """Where torch keeps the files that libraries of its own download: $TORCH_HOME/hub/checkpoints."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TORCH_HOME") or f"{base}/torch").expanduser() / "hub" / "checkpoints"
+    return expanded(os.environ.get("TORCH_HOME") or f"{base}/torch") / "hub" / "checkpoints"
 
 
 def places(known: WeightFile) -> list[Path]:
@@ -174,6 +176,8 @@ def require(name: str) -> Path:
 def _cure(known: WeightFile) -> str:
     if known.torch_hub:
         return f"get it there from {known.url} ({known.licence}); nothing is downloaded unasked"
+    if known.url and known.sha256:
+        return f"`pv3d weights fetch {known.name}` brings it ({known.licence})"
     return "see `pv3d weights list`"
 
 

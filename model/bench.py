@@ -1,4 +1,5 @@
-"""How fast the networks are and what they keep: `run` is `pv3d bench model`.
+"""`pv3d bench model`: how fast the networks are and what they keep.
+
 Every phase is timed in processes of its own that take turns: ours with the allocator that the product sets
 up, the reference formulation (`model/reference.py`) as a user would start plain PyTorch, and the reference
 under our allocator. The convolutions of our phase are then run alone, which bounds what any formulation could

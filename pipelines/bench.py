@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -53,6 +55,41 @@ def run_bench(name: str, data: str | None, options: Sequence[str]) -> tuple[dict
     figures = found.get("figures", found)
     lines = [f"{key:<32} {value:.6g}" for key, value in figures.items()]
     return {"bench": name, "figures": figures, "machine": machine()}, "\n".join(lines)
+
+
+def list_benches() -> tuple[dict[str, Any], str]:
+    """What there is, and its options. Nothing is imported for it: a data worker has no PyTorch."""
+    found, lines = {}, []
+    for name, place in BENCHES.items():
+        what, options = _described(*place.split(":"))
+        found[name] = {"what": what, "options": options}
+        words = [f"--{key} {default or '...'}" for key, default in options.items()]
+        lines.append(f"{name:<10} {what}\n           {' '.join(words)}")
+    return {"benches": found}, "\n".join(lines)
+
+
+def _described(module: str, function: str) -> tuple[str, dict[str, str]]:
+    """What a bench measures, and its options with their defaults, read from its source."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    text = ast.get_docstring(tree if function == "run" else node) or ""
+    what = text.partition("\n")[0].rpartition("`: ")[2]
+    given, places = node.args, [*node.args.args, *node.args.kwonlyargs]
+    plain: list[ast.expr | None] = [None] * (len(given.args) - len(given.defaults))
+    defaults = [*plain, *given.defaults, *given.kw_defaults]
+    options = {
+        place.arg.replace("_", "-"): _shown(default.value) if isinstance(default, ast.Constant) else ""
+        for place, default in zip(places, defaults, strict=True)
+        if place.arg != "progress"
+    }
+    return what[:1].upper() + what[1:], options
+
+
+def _shown(default: object) -> str:
+    return "" if default is None else str(default)
 
 
 def _check(name: str, arguments: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> None:

@@ -74,6 +74,8 @@ def check_cameras(
         "fault": faults[0] if faults else "",
     }
     lines = _table(found)
+    if not faults:
+        lines.append(f"no fault in {answer['cameras']} cameras")
     if overlay is not None:
         from pipelines.overlay_video import write_overlays
 

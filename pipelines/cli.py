@@ -143,7 +143,7 @@ def describe(workflow: Any) -> Answer:
 @takes_workflow
 @answers
 def status(workflow: Any) -> Answer:
-    """Count ok, rejected, failed and to-do units per stage, and list where every clip ended."""
+    """Count ok, rejected, failed and to-do units per stage, with reasons; --json also lists every clip."""
     from pipelines.status import workflow_status
 
     return workflow_status(workflow)
@@ -266,7 +266,7 @@ def deploy(workflow: Any, out: Path | None, image: str | None, alpha: bool) -> A
 @click.option("--clips", default=12, show_default=True, type=click.IntRange(1), help="Videos of a PATH.")
 @answers
 def check_cameras(paths: tuple[str, ...], overlay: Path | None, clips: int) -> Answer:
-    """Check all cameras of a storage.root, a shard, an .npy, or the json of PV3D's or EG3D's data."""
+    """Check all cameras of a storage.root, a workflow, a shard, an .npy, or PV3D's or EG3D's json."""
     from pipelines.check_cameras import check_cameras as check
 
     return check(paths, overlay, clips)
@@ -326,12 +326,12 @@ def weights_verify(names: tuple[str, ...]) -> Answer:
     epilog="Example: pv3d bench cameras --json",
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
-@click.argument("name", metavar="NAME")
-@click.option("--data", metavar="DIR", help="Folder of real files; its weights/ is searched first.")
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--data", metavar="DIR", help="Folder with manifest.csv, videos/, reference/ and weights/.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[--OPTION VALUE]...")
 @answers
-def bench(name: str, data: str | None, options: tuple[str, ...]) -> Answer:
-    """Measure something on this machine, now. Without a known NAME it lists the benches."""
-    from pipelines.bench import run_bench
+def bench(name: str | None, data: str | None, options: tuple[str, ...]) -> Answer:
+    """Measure something on this machine, now. Without a NAME it lists the benches and their options."""
+    from pipelines.bench import list_benches, run_bench
 
-    return run_bench(name, data, options)
+    return run_bench(name, data, options) if name else list_benches()

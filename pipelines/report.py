@@ -124,7 +124,7 @@ def _stages(workflow: Workflow, status: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for step in workflow.steps:
         counts = status["stages"].get(step.name, {})
-        what = (type(step.stage).__doc__ or "").strip().split("\n")[0].replace("`", "")
+        what = (type(step.stage).__doc__ or "").strip().split("\n")[0]
         listed = [{"text": text, "count": n} for text, n in reasons.get(step.name, Counter()).most_common()]
         rows.append(
             {"name": step.name, "what": what, "reasons": listed, **{s: counts.get(s, 0) for s in STATES}}

@@ -195,7 +195,7 @@ def kept_rows(
         ]
         if clip.cameras is not None:
             yaw = _angles([clip])["yaw"]
-            parts.append(f"yaw {yaw.min():.0f}° to {yaw.max():.0f}°")
+            parts.append(f"yaw {yaw.min():z.0f}° to {yaw.max():z.0f}°")
         rows.append({"id": clip.id, "strip": strip(store, clip), "text": " · ".join(p for p in parts if p)})
     return rows
 

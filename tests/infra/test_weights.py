@@ -26,6 +26,8 @@ def test_a_missing_file_is_named_with_its_cure():
     with pytest.raises(WeightsError, match=message):
         weights.require("arcface")
     assert weights.find("model_ir_se50.pth") is None
+    with pytest.raises(WeightsError, match=r"yunet_n_dynamic\.onnx missing in .*`pv3d weights fetch yunet`"):
+        weights.require("yunet")
 
 
 def test_the_named_folder_comes_before_the_cache(folders):

@@ -1,8 +1,11 @@
 """`pv3d bench`: a user's mistake is one line, before any work."""
 
+import importlib
+import inspect
+
 import pytest
 
-from pipelines.bench import run_bench
+from pipelines.bench import BENCHES, list_benches, run_bench
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [
@@ -21,3 +24,13 @@ def test_mistakes_are_told_in_one_line(name, options, message):
         run_bench(name, None, options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_the_list_has_every_bench_with_the_options_that_it_takes():
+    found = list_benches()[0]["benches"]
+    assert list(found) == list(BENCHES)
+    for name, row in found.items():
+        module, _, function = BENCHES[name].partition(":")
+        taken = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        assert set(row["options"]) == {key.replace("_", "-") for key in taken if key != "progress"}
+        assert row["what"].endswith(".")
