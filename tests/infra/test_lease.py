@@ -36,7 +36,7 @@ def any_store(request, tmp_path, monkeypatch):
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "test")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3", endpoint_url=server.endpoint).create_bucket(Bucket="pv3d-test")
+        boto3.Session().client("s3", endpoint_url=server.endpoint).create_bucket(Bucket="pv3d-test")
     return open_storage(f"s3://pv3d-test/{uuid.uuid4().hex}", endpoint=server.endpoint, addressing="path")
 
 
