@@ -142,7 +142,7 @@ def _naming(store: Storage, key: str) -> Iterator[None]:
     """Turn what reading a lost or damaged file raises into one line (a ValueError) that names the file."""
     try:
         yield
-    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
         if record := taken_down_by(store, key):
             raise ValueError(
                 f"{key} in {store.root} was taken down (see {record}); "

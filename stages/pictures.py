@@ -35,7 +35,7 @@ def displayed_size(stream: Any, frame: Any) -> tuple[int, int]:
 
 def _quarter_turns(frame: Any) -> int:
     """By how many to turn the picture counter-clockwise, as np.rot90 does; any other angle is rounded."""
-    return round(frame.rotation / 90) % 4
+    return int(round(frame.rotation / 90) % 4)
 
 
 def picture_of(stream: Any, frame: Any, long_side: int | None) -> Frame:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -78,6 +78,9 @@ class SplitShots(Stage):
         self._store = store
 
     def process(self, clip: Clip) -> Outputs:
+        yield from _distinct(self._outputs(clip))
+
+    def _outputs(self, clip: Clip) -> Outputs:
         from stages import video
 
         yield from lists.refuse(clip)
@@ -179,6 +182,17 @@ class SplitShots(Stage):
         wanted = origin + np.arange(first, end) / self.fps
         middles = (times_s[1:] + times_s[:-1]) / 2
         return np.asarray(np.searchsorted(middles, wanted - 1e-9), np.int64)
+
+
+def _distinct(outputs: Outputs) -> Outputs:
+    """The same with ids of their own: shots of a broken file may begin in one millisecond."""
+    taken: Counter[str] = Counter()
+    for out in outputs:
+        clip = out.clip if isinstance(out, Rejected) else out
+        taken[clip.id] += 1
+        if taken[clip.id] > 1:
+            clip = clip.copy(id=f"{clip.id}-{taken[clip.id]}")
+        yield replace(out, clip=clip) if isinstance(out, Rejected) else clip
 
 
 def _damage(reader: Reader, whole: Clip, part: Part) -> Iterator[Rejected]:

@@ -240,7 +240,8 @@ def _normal(kind: str, value: str) -> str:
     # anything. In names of people joiners are letters.
     seen = re.sub("[\u200c\u200d\u00a0]", "", value) if kind == "identity" else value
     if not value or len(value) > LONGEST or not seen.isprintable():
-        raise ValueError("the id is empty, too long or holds what cannot be seen; mend or remove the line")
+        what = "control characters, or what cannot be seen"
+        raise ValueError(f"the id is empty, too long or holds {what}; mend or remove the line")
     if kind in ("", "video", "url") and ("://" in value or _YOUTUBE.match(value)):
         return _normal_address(value)
     if kind == "url":

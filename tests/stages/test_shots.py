@@ -225,3 +225,13 @@ def test_real_videos_end_as_their_list_says(shared_data: Path, store: Storage) -
 def test_settings_that_make_no_sense_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))}: "):
         SplitShots(**setting)
+
+
+def test_shots_that_begin_in_one_millisecond_have_ids_of_their_own(tmp_path: Path, store: Storage) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (31, 64 * 96), np.uint8)
+    frames = b"".join(b"FRAME\n" + row.tobytes() for row in noise)
+    path = tmp_path / "fast.mp4"
+    path.write_bytes(b"YUV4MPEG2 W64 H64 F1000000:1 C420\n" + frames)
+    ids = [(out.clip if isinstance(out, Rejected) else out).id for out in split(store, path)]
+    assert len(ids) > 5
+    assert len(set(ids)) == len(ids)
