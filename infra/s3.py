@@ -305,9 +305,13 @@ class S3Storage(Storage):
             call = functools.partial(call, ContinuationToken=page["NextContinuationToken"])
 
     def _head(self, key: str) -> dict[str, Any]:
-        call = functools.partial(self._client.head_object, Bucket=self.bucket, Key=self._name(key))
-        head: dict[str, Any] = self._persist(f"look up {key}", call)
-        return head
+        def call() -> dict[str, Any]:
+            head: dict[str, Any] = self._client.head_object(Bucket=self.bucket, Key=self._name(key))
+            if "ContentLength" not in head:
+                raise ResponseStreamingError(error="half a header")
+            return head
+
+        return self._persist(f"look up {key}", call)
 
     def exists(self, key: str) -> bool:
         try:

@@ -136,8 +136,9 @@ def test_a_run_that_is_killed_ends_the_same_when_it_is_started_again(s3, root, u
             ]  # fmt: skip
             paths = os.pathsep.join(map(str, (TESTS.parent, TESTS / "pipelines")))
             most = proxy.requests + requests
+            quiet = subprocess.DEVNULL
             with subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": paths}, stdout=-3, stderr=-3
+                command, env={**os.environ, "PYTHONPATH": paths}, stdout=quiet, stderr=quiet
             ) as child:
                 while proxy.requests < most and child.poll() is None:
                     time.sleep(0.002)
