@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import pickle
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -27,6 +28,12 @@ _CANONICAL = (
     "mediapipe/modules/face_geometry/data/canonical_face_model.obj"
 )
 _BLOCK = 1 << 20
+
+# What torch raises on a file that is damaged, or holds more than tensors.
+UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
+)
 
 
 class WeightsError(ValueError):

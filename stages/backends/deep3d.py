@@ -8,7 +8,6 @@ sicxu (Deep3DFaceRecon_pytorch); the morphable model that it was trained with is
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -96,7 +95,7 @@ def read_checkpoint(path: Path) -> Network:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except weights.UNREADABLE as error:
         cause = " ".join(str(error).split())[:200]
         raise WeightsError(f"weights file {path}: cannot be read as a checkpoint ({cause})") from None
     state = content.get("net_recon") if isinstance(content, dict) else None

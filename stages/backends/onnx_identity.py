@@ -20,6 +20,7 @@ from stages.affine import warp
 from stages.backends.identity_file import Facts
 
 SIDE = 112                           # px
+MOST_AT_ONCE, MOST_NUMBERS = 256, 1 << 16     # faces, and numbers of one
 TEMPLATE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
@@ -79,6 +80,23 @@ class OnnxIdentity:
         self._input = given.name
         # A free batch is best left at one: on one thread, more at once are slower for each.
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
+        if not 1 <= self._batch <= MOST_AT_ONCE:
+            most = f"not 1 to {MOST_AT_ONCE}"
+            raise WeightsError(f"weights file {path}: takes {self._batch} faces at once, {most}")
+        self._try(path)
+
+    def _try(self, path: Path) -> None:
+        """Run it once: what it gives is known only then."""
+        black = np.zeros((self._batch, 3, SIDE, SIDE), np.float32)
+        try:
+            (answer,) = self._session.run(None, {self._input: black})
+        except _UNREADABLE as error:
+            cause = str(error).strip().splitlines()[0][:120]
+            raise WeightsError(f"weights file {path}: fails on a black face ({cause})") from None
+        shape = getattr(answer, "shape", ())
+        numbers = int(np.prod(shape[1:])) if len(shape) > 1 and shape[0] == self._batch else 0
+        if not 1 < numbers <= MOST_NUMBERS or answer.dtype.kind != "f" or not np.isfinite(answer).all():
+            raise WeightsError(f"weights file {path}: gives {shape} of no use, not [N, D] finite numbers")
 
     def embed(self, face: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
         seen = (align_face(face, landmarks).astype(np.float32) - self._mean) / self._std

@@ -192,3 +192,32 @@ def test_a_backend_without_a_file_refuses_one():
     pytest.importorskip("dlib")
     with pytest.raises(ValueError, match="takes no file"):
         backends.load("stages.backends.dlib:DlibIdentity", "net.onnx")
+
+
+@pytest.mark.parametrize("batch", [0, 10**9])
+def test_a_file_that_takes_absurdly_many_faces_is_refused(tmp_path: Path, batch: int) -> None:
+    with pytest.raises(WeightsError, match=r"net\.onnx: "):
+        model(tmp_path, batch)
+
+
+@pytest.mark.parametrize("operator", [b"Log", b"Shape", b"ReduceMean"])
+def test_a_network_that_gives_no_vectors_is_refused(tmp_path: Path, operator: bytes) -> None:
+    """Logarithms of nothing, whole numbers, and one number in all."""
+    path = tmp_path / "net.onnx"
+    output = value_info("y", ["a"]) if operator == b"Shape" else value_info("y", [1, "d"])
+    node = field(1, b"x") + field(2, b"y") + field(4, operator)
+    inside = value_info("x", [1, 3, SIDE, SIDE])
+    graph = field(1, node) + field(2, b"g") + field(11, inside) + field(12, output)
+    path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(2, 13)))
+    with pytest.raises(WeightsError, match=r"net\.onnx: "):
+        ArcFace(str(path))
+
+
+@pytest.mark.parametrize(
+    "fact", ['"mean": NaN', '"std": Infinity', '"std": [1, NaN, 1]', '"mean": 1' + "0" * 400]
+)
+def test_facts_that_are_not_finite_are_refused(tmp_path: Path, fact: str) -> None:
+    path = tmp_path / "net.onnx"
+    path.with_name("net.onnx.json").write_text(f"{{{fact}}}")
+    with pytest.raises(WeightsError, match=r"net\.onnx\.json: (mean|std): "):
+        read_facts(path)
