@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -19,6 +20,11 @@ import click
 Answer = tuple[dict[str, Any], str]
 
 MOST_SEEDS = 1_000_000
+# What is wrong with a place that somebody named, wherever it shows first.
+_OF_PLACES = {
+    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+}
 
 
 class _Program(click.Group):
@@ -33,6 +39,12 @@ class _Program(click.Group):
             if os.environ.get("PV3D_DEBUG"):
                 traceback.print_exc()
             click.echo(f"pv3d: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if error.errno not in _OF_PLACES or os.environ.get("PV3D_DEBUG"):
+                raise
+            place = str(error.filename or "a file")
+            click.echo(f"pv3d: {place[:200]!r}: {error.strerror}; choose another place", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("pv3d: interrupted; what is done is kept, the same command continues", err=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from infra.storage import Storage
-from pipelines.ledger import ClipFile, Output, Record, read_segment, write_segment
+from pipelines.ledger import DAMAGED, ClipFile, Output, Record, read_segment, write_segment
 from stages.clip import Clip
 from stages.takedown import TAKEN_DOWN
 
@@ -31,7 +30,7 @@ def segments(store: Storage) -> Iterator[tuple[str, list[Record]]]:
         if key.endswith(".jsonl"):
             try:
                 yield key, read_segment(store, key)
-            except (ValueError, KeyError, TypeError) as error:
+            except DAMAGED as error:
                 log.warning("ledger: %s is damaged (%s)", key, error)
                 yield key, []
 
@@ -40,7 +39,7 @@ def clips(store: Storage, key: str) -> ClipFile | None:
     """The clips of a segment, None when they cannot be read."""
     try:
         return ClipFile(store.read(key.removesuffix("jsonl") + "npz"))
-    except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (FileNotFoundError, *DAMAGED) as error:
         log.warning("ledger: the clips of %s are damaged (%s)", key, error)
         return None
 

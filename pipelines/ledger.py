@@ -22,6 +22,7 @@ import os
 import sys
 import time
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,12 @@ BATCH_UNITS = 256
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 5.0
 OPEN_SEGMENTS = 64
+
+# What reading a segment raises that is not as it was written.
+DAMAGED = (
+    ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(slots=True)
@@ -168,7 +175,7 @@ class Ledger:
             if key.removesuffix("jsonl") + "npz" not in present:
                 raise ValueError("no arrays")
             return read_segment(self.store, key)
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED as error:
             log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
             return []
 
@@ -186,7 +193,7 @@ class Ledger:
             return ref.clip
         try:
             return self._file(ref.segment).clip(ref.row, arrays)
-        except (FileNotFoundError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        except (FileNotFoundError, *DAMAGED) as error:
             self.drop(ref.segment)
             log.warning("ledger: %s is damaged (%s); its units are done again", ref.segment, error)
             raise LostSegmentError(ref.segment) from error

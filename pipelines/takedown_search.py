@@ -23,6 +23,8 @@ from stages.takedown import Entry
 
 log = logging.getLogger(__name__)
 
+NAMES = ("clip_id", "source", "identity")    # of a sample, by which it is looked for
+
 
 @dataclass
 class Found:
@@ -75,8 +77,15 @@ def _listing(workflow: Workflow, store: Storage, policy: Policy, found: Found) -
 
 def _manifests(store: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
     for key in store.list("manifest"):
-        manifest = json.loads(store.read(key))
-        if TOMBSTONE not in manifest:
+        try:
+            manifest = json.loads(store.read(key))
+            gone = TOMBSTONE in manifest
+            whole = gone or all(isinstance(s[name], str) for s in manifest["samples"] for name in NAMES)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{key} in {store.root} is damaged; bring it back, or remove its shard")
+        if not gone:
             yield key, manifest
 
 
@@ -162,7 +171,7 @@ def _files(store: Storage, policy: Policy, found: Found, present: set[str]) -> N
 def _clips_of(store: Storage, tar: str) -> set[str]:
     """The clips of a shard that was never committed."""
     try:
-        with store.local(tar) as path, tarfile.open(path) as members:
+        with store.local(tar) as path, tarfile.open(path, "r:") as members:
             return {member.name.split(".", 1)[0] for member in members}
     except tarfile.ReadError:
         log.warning("takedown: %s cannot be read", tar)

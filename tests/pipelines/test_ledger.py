@@ -1,3 +1,8 @@
+import io
+import json
+import os
+from hashlib import sha256
+
 import numpy as np
 import pytest
 
@@ -130,3 +135,48 @@ def test_the_digest_of_members_ignores_their_order():
     a, b = Ref("a", "1", ""), Ref("b", "2", "")
     assert members_digest([a, b]) == members_digest([b, a])
     assert members_digest([a]) != members_digest([a, b])
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trap",)
+
+
+def resealed(store, change):
+    """The one segment of a ledger with other arrays or lines, and checksums that fit them."""
+    first = Ledger(store)
+    first.add("S", record("u", clip()), [clip()])
+    first.flush()
+    (key,) = (key for key in store.list("ledger") if key.endswith(".jsonl"))
+    arrays = key.removesuffix("jsonl") + "npz"
+    head, _, body = store.read(key).partition(b"\n")
+    body, data = change(body, store.read(arrays))
+    sums = {"sha256": sha256(body).hexdigest(), "arrays_sha256": sha256(data).hexdigest()}
+    header = {**json.loads(head), **sums}
+    store.write(arrays, data)
+    store.write(key, json.dumps(header).encode() + b"\n" + body)
+
+
+def pickled(body, data):
+    buffer = io.BytesIO()
+    np.savez(buffer, values=np.array([Trap()], object), allow_pickle=True)
+    return body, buffer.getvalue()
+
+
+@pytest.mark.parametrize("change", [
+    pickled, lambda body, data: (body, b"no zip"), lambda body, data: (body, encode_clips([])),
+    lambda body, data: (b"null\n", data), lambda body, data: (b"[" * 100_000 + b"\n", data),
+    lambda body, data: (b'{"outputs": [null]}\n', data), lambda body, data: (b'{"outputs": 5}\n', data),
+])  # fmt: skip
+def test_a_segment_that_somebody_forged_is_passed_over_and_nothing_in_it_is_run(
+    store, change, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    resealed(store, change)
+    ledger = Ledger(store)
+    found = ledger.current("S", "key", Ref("u", "input", "u.mp4"))
+    if found is not None:
+        with pytest.raises(LostSegmentError):
+            ledger.load(ledger.outputs(found)[0])
+    assert Ledger(store).current("S", "key", Ref("u", "input", "u.mp4")) is None
+    assert not (tmp_path / "trap").exists()

@@ -424,6 +424,16 @@ def test_without_a_list_the_command_says_what_to_set(people: People) -> None:
         takedown.takedown(load(people.path))
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"samples": [{}]}', b'{"samples": 1}', b"[" * 100_000])
+def test_a_damaged_manifest_is_named(people: People, content: bytes) -> None:
+    people.run()
+    key = next(people.store.list("manifest"))
+    people.store.write(key, content)
+    people.name(ID.format(2))
+    with pytest.raises(ValueError, match=f"{key} in .* is damaged"):
+        people.take_down()
+
+
 def test_arrays_without_a_segment_are_deleted(people: People) -> None:
     people.run()
     segment = next(key for key in people.store.list("ledger/Frames") if key.endswith(".jsonl"))
