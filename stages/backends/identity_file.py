@@ -88,10 +88,10 @@ def _checked(side: Path, key: str, value: Any) -> Any:
     if len(numbers) != 3 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
         wanted = "a number, or three for RGB" if key in ("mean", "std") else "a number"
         raise WeightsError(f"{side}: {key}: {value!r} is not {wanted}")
-    if not all(abs(n) < MOST_LEVEL for n in numbers):                  # nor may it be nan
-        raise WeightsError(f"{side}: {key}: {str(value)[:40]} is out of range; give below {MOST_LEVEL}")
     if key in ("same_person", "same_cluster") and not -1 < value < 1:
         raise WeightsError(f"{side}: {key}: {value} is no cosine to decide by; give one between -1 and 1")
+    if not all(abs(n) < MOST_LEVEL for n in numbers):                  # nor may it be nan
+        raise WeightsError(f"{side}: {key}: {str(value)[:40]} is out of range; give below {MOST_LEVEL}")
     if key == "std" and min(numbers) <= 0:
         raise WeightsError(f"{side}: std: {value} is not positive; give the divisor, such as 127.5")
     return tuple(float(n) for n in numbers) if key in ("mean", "std") else float(value)
