@@ -33,6 +33,8 @@ FOLDER = "lease"
 EXPIRES_S = 45.0                             # longer than a store is usually out of reach
 MOST_BEAT_S = 5.0                            # between beats; for so long a second run may not know
 
+_held: set[str] = set()                      # runs of this process that have a lease
+
 _NUMBER = re.compile(rf"{FOLDER}/(\d+)\.")
 
 
@@ -63,8 +65,8 @@ class Owner:
 
     @property
     def alive(self) -> bool:
-        """Of one that is here: whether its process is."""
-        return _process(self.pid) == self.process
+        """Of one that is here: whether its process is, and has not given it back in vain."""
+        return _process(self.pid) == self.process and (self.pid != os.getpid() or self.run in _held)
 
 
 class Lease:
@@ -101,6 +103,7 @@ class Lease:
     def release(self) -> None:
         """End it. A store that cannot be reached is no error: the next run waits a little."""
         self._over.set()
+        _held.discard(self.owner.run)
         if self._thread.is_alive():
             self._thread.join(timeout=MOST_BEAT_S)
         try:
@@ -153,12 +156,17 @@ def acquire(store: Storage, what: str, *, expires_s: float = EXPIRES_S, wait: bo
     me = Owner(
         what, os.urandom(4).hex(), socket.gethostname(), pid, _place(), _process(pid), _now(), expires_s
     )
-    while True:
-        number = last_number(store.list(FOLDER))
-        if number and not _over(store, number, wait):
-            continue                         # yet another run was quicker
-        if store.create(_key(number + 1), json.dumps(asdict(me)).encode()):
-            return Lease(store, number + 1, me)
+    _held.add(me.run)
+    try:
+        while True:
+            number = last_number(store.list(FOLDER))
+            if number and not _over(store, number, wait):
+                continue                     # yet another run was quicker
+            if store.create(_key(number + 1), json.dumps(asdict(me)).encode()):
+                return Lease(store, number + 1, me)
+    except BaseException:
+        _held.discard(me.run)
+        raise
 
 
 def last_number(keys: Iterator[str] | Collection[str]) -> int:

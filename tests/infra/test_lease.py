@@ -174,6 +174,9 @@ def test_a_store_that_is_gone_at_the_end_hides_no_result(store, monkeypatch, cap
     with hold(store, "pv3d run"):
         monkeypatch.setattr(store, "write", lambda key, data: (_ for _ in ()).throw(StorageError("gone")))
     assert "cannot be ended (gone)" in caplog.text
+    monkeypatch.undo()
+    with hold(store, "pv3d run") as held:    # by the same process
+        assert held.number == 2
 
 
 HOLDER = """\

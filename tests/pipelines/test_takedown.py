@@ -73,7 +73,8 @@ class People:
         return {sample.identity for sample in open_dataset(self.store).samples}
 
     def contents(self, *folders: str) -> dict[str, bytes]:
-        return {key: self.store.read(key) for folder in folders for key in self.store.list(folder)}
+        keys = [key for folder in folders for key in self.store.list(folder)]
+        return {key: self.store.read(key) for key in keys if not key.startswith("lease/")}
 
     def reasons(self) -> dict[str, str]:
         return {u.clip or u.source: u.reason for u in survey(self.load()).units if u.state != "ok"}
