@@ -137,7 +137,8 @@ def make_plan(dataset: Dataset, layout: Layout, out: Storage, split: str) -> Pla
 
 
 def _open(workflow: Workflow, out: str) -> Storage:
-    if "://" not in out and expanded(out).is_file():
+    place = expanded(out)
+    if "://" not in out and place.exists() and not place.is_dir():
         raise ValueError(f"--out {out}: is a file; give a folder")
     opened, own = open_storage(out, **workflow.storage.s3.model_dump()), workflow.store().root.rstrip("/")
     if f"{opened.root.rstrip('/')}/".startswith(f"{own}/"):

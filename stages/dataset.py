@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,10 @@ from infra.storage import Storage, check_key
 
 LATEST = "dataset/latest.json"
 MOST_MEMBER = 1 << 28                        # bytes
+MOST_FRAMES = 1 << 20                        # of a clip
 TOMBSTONE = "taken_down"                     # the key whose value names the record below takedown/
+
+_ID = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Dataset:
 
     def frames(self, sample: Sample, indices: Sequence[int]) -> NDArray[np.uint8]:
         """uint8 [n, H, W, 3] RGB. Raises ValueError for a damaged member, IndexError beyond the clip."""
-        return np.stack([decode_jpeg(self._frame(sample, i), f"{sample.clip_id} frame {i}") for i in indices])
+        return np.stack([self._picture(sample, index) for index in indices])
 
     def cameras(self, sample: Sample) -> NDArray[np.float32]:
         """float32 [T, 25], kept in memory."""
@@ -71,13 +75,22 @@ class Dataset:
         values: dict[str, Any] = json.loads(self._member(sample, "json"))
         return values
 
+    def _picture(self, sample: Sample, index: int) -> NDArray[np.uint8]:
+        what = f"{sample.clip_id} frame {index}"
+        picture = decode_jpeg(self._frame(sample, index), what)
+        if picture.shape[:2] != (sample.size, sample.size):
+            raise ValueError(f"{what}: {picture.shape[1]}x{picture.shape[0]} px; the shard is damaged")
+        return picture
+
     def _frame(self, sample: Sample, index: int) -> bytes:
         if not 0 <= index < sample.frame_count:
             raise IndexError(f"{sample.clip_id}: frame {index} of {sample.frame_count}")
         return self._member(sample, f"{index:04d}.jpg")
 
     def _array(self, sample: Sample, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = np.load(io.BytesIO(self._member(sample, name)), allow_pickle=False)
+        data = self._member(sample, name)
+        with _naming(self.store, sample.tar):
+            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         return array
 
     def _member(self, sample: Sample, name: str) -> bytes:
@@ -122,8 +135,19 @@ def open_dataset(store: Storage, version: str | None = None) -> Dataset:
         with _naming(store, key):
             manifest = json.loads(store.read(key))
             tar, index = check_key(manifest["tar"]), check_key(manifest["index"])
-            samples += [Sample(**s, tar=tar, index=index) for s in manifest["samples"]]
+            samples += [_checked(Sample(**s, tar=tar, index=index)) for s in manifest["samples"]]
     return Dataset(store, version, size, fps, samples, manifests)
+
+
+def _checked(sample: Sample) -> Sample:
+    """Raises ValueError for what no stage writes."""
+    texts = (sample.clip_id, sample.identity, sample.source, sample.licence, sample.split)
+    counts = (sample.frame_count, sample.size)
+    if not all(type(text) is str for text in texts) or not _ID.fullmatch(sample.clip_id):
+        raise ValueError(f"a sample is named {sample.clip_id!r}")
+    if not all(type(count) is int and 0 < count <= MOST_FRAMES for count in counts) or not sample.fps > 0:
+        raise ValueError(f"{sample.clip_id}: {sample.frame_count} frames of {sample.size} px")
+    return sample
 
 
 def taken_down_by(store: Storage, key: str) -> str:
@@ -132,7 +156,7 @@ def taken_down_by(store: Storage, key: str) -> str:
     key = key if key.startswith("dataset/") else f"manifest/{stem}.json"
     try:
         content = json.loads(store.read(key))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return ""
     return str(content.get(TOMBSTONE, "")) if isinstance(content, dict) else ""
 

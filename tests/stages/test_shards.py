@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,53 @@ def test_a_picture_that_promises_a_gigapixel_is_damaged() -> None:
     for broken in (bytes(data), b"", b"\xff\xd8"):
         with pytest.raises(ValueError, match="not a whole JPEG"):
             decode_jpeg(broken, "a frame")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("frame_count", "x"), ("frame_count", 10**12), ("frame_count", 0), ("size", -1), ("clip_id", "../x"),
+     ("source", None), ("fps", "25"), ("fps", 0)],
+)
+def test_a_manifest_that_no_stage_writes_is_damaged(tmp_path: Path, name: str, value: object) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, "a")])
+    (key,) = store.list("manifest")
+    manifest = json.loads(store.read(key))
+    manifest["samples"][0][name] = value
+    store.write(key, json.dumps(manifest).encode())
+    with pytest.raises(ValueError, match=f"{key} in .* is damaged"):
+        open_dataset(store)
+
+
+def cameras_of_the_first(store: FolderStorage) -> np.ndarray:
+    dataset = open_dataset(store)
+    return dataset.cameras(dataset.samples[0])
+
+
+@pytest.mark.parametrize("folder", ["manifest", "dataset", "shards"])
+def test_endless_nesting_is_damage(tmp_path: Path, folder: str) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, "a")])
+    (key,) = (key for key in store.list(folder) if key.endswith(".json") and key != LATEST)
+    store.write(key, b"[" * 100_000)
+    with pytest.raises(ValueError, match=f"{key} in .* is damaged"):
+        cameras_of_the_first(store)
+
+
+def test_a_shard_with_other_bytes_is_named(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, "a")])
+    dataset = open_dataset(store)
+    (sample,) = dataset.samples
+    store.write(sample.tar, bytes(byte ^ 1 for byte in store.read(sample.tar)))
+    with pytest.raises(ValueError, match=f"{sample.tar} in .* is damaged"):
+        dataset.cameras(sample)
+
+
+def test_a_picture_of_another_size_is_damage(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path)
+    write(store, [clip_in(store, "a")])
+    dataset = open_dataset(store)
+    (sample,) = dataset.samples
+    with pytest.raises(ValueError, match=r"a frame 0: .* px; the shard is damaged"):
+        dataset.frames(replace(sample, size=SIZE // 2), [0])
