@@ -93,7 +93,7 @@ class OnnxIdentity:
         except _UNREADABLE as error:
             cause = str(error).strip().splitlines()[0][:120]
             raise WeightsError(f"weights file {path}: fails on a black face ({cause})") from None
-        shape = getattr(answer, "shape", ())
+        shape: tuple[int, ...] = getattr(answer, "shape", ())
         numbers = int(np.prod(shape[1:])) if len(shape) > 1 and shape[0] == self._batch else 0
         if not 1 < numbers <= MOST_NUMBERS or answer.dtype.kind != "f" or not np.isfinite(answer).all():
             raise WeightsError(f"weights file {path}: gives {shape} of no use, not [N, D] finite numbers")
