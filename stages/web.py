@@ -25,6 +25,7 @@ from stages import ytdlp
 from stages.base import ACCESS, PACE, Barred, Drop, Rejected, Stage, TryLater
 from stages.clip import Clip
 from stages.failures import NO_FORMAT, Failure, classify, retry_after, scrub
+from stages.smooth import check_not_negative
 from stages.sources import lists
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ UNFORESEEN = (
     ValueError,
 )
 _explained: set[str] = set()
+MOST_ATTEMPTS = 100              # the pause between them doubles
 
 
 class Unreachable(TryLater):
@@ -87,8 +89,15 @@ class WebStage(Stage):
     timeout_s: ClassVar[float] = 14400.0     # a site may ask for an hour's pause, and attempts are long
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"attempts: {self.attempts} tries nothing; give 1 or more")
+        if not 1 <= self.attempts <= MOST_ATTEMPTS:
+            raise ValueError(f"attempts: {self.attempts} is no number of tries; give 1 to {MOST_ATTEMPTS}")
+        for name in ("socket_timeout_s", "attempt_s", "maximum_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} allows nothing; give more than 0")
+        check_not_negative(
+            longest_wait_s=self.longest_wait_s, backoff_s=self.backoff_s, retries=self.retries,
+            sleep_requests_s=self.sleep_requests_s, bytes_per_s=self.bytes_per_s,
+        )  # fmt: skip
         if "@" in self.proxy:
             raise ValueError("proxy: holds a password; put it into the environment and write env:NAME")
         if self.proxy and not re.match(r"env:\w+$|(https?|socks5h?)://[\w.-]+(:\d+)?/?$", self.proxy):

@@ -211,7 +211,7 @@ def test_the_canonical_head_lies_where_our_face_lies(faces: backends.FaceBackend
 def test_a_missing_file_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PV3D_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"yunet_n_dynamic\.onnx missing in .*; see") as error:
+    with pytest.raises(WeightsError, match=r"yunet_n_dynamic\.onnx missing in .*; `pv3d weights") as error:
         backends.load(PATH)
     assert "\n" not in str(error.value)
 

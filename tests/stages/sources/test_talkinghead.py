@@ -193,3 +193,11 @@ def test_a_part_without_a_face_anywhere_near_is_rejected(tmp_path, portrait):
     assert isinstance(out, Rejected)
     assert out.reason == "no face in the listed box"
     assert out.clip.id.endswith("0000_S30_E59_L0_T0_R320_B320")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"step_s": 0.0}, {"step_s": 1e-12}, {"looks": 0}, {"looks": 10**9}, {"search_s": -1.0}]
+)
+def test_a_search_without_end_or_beginning_is_refused(setting):
+    with pytest.raises(ValueError, match=r"must be positive|is not 0 to"):
+        LocateChunks(**setting)
