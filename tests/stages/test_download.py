@@ -560,7 +560,8 @@ def test_the_name_of_a_download_holds_nothing_that_signs_its_address() -> None:
 @pytest.mark.parametrize(
     "setting",
     [{"attempts": 0}, {"attempts": 10**6}, {"backoff_s": -1.0}, {"socket_timeout_s": 0.0},
-     {"attempt_s": -1.0}, {"maximum_bytes": 0}, {"bytes_per_s": -1}, {"retries": -1}, {"sleep_requests_s": -1.0}],
+     {"attempt_s": -1.0}, {"maximum_bytes": 0}, {"bytes_per_s": -1},
+     {"retries": -1}, {"sleep_requests_s": -1.0}],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(setting))}: "):
