@@ -17,7 +17,7 @@ from stages.base import GroupStage
 
 Answer = tuple[dict[str, Any], str]
 
-TOLD = ("source", "clip", "stage", "state", "reason", "identity")       # of every unit, by --json
+TOLD = ("source", "clip", "stage", "state", "reason", "identity", "detail")       # of every unit, by --json
 
 
 @dataclass

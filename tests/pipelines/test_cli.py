@@ -193,3 +193,8 @@ def test_seeds_that_are_none_are_refused(text):
 
     with pytest.raises(ValueError, match="--seeds"):
         _seeds(text)
+
+
+@pytest.mark.parametrize("arguments", [["check-cameras", "a" * 5000], ["weights", "list"]])
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(arguments):
+    assert "File name too long" in one_line(pv3d(*arguments, PV3D_WEIGHTS="a" * 5000))
