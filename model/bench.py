@@ -183,6 +183,10 @@ def peak_gb(device: str) -> float:
     """High-water mark: of the process on a CPU, of the allocator on CUDA."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the process that started this one held
+        found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(found.split()[1]) * 1024 / 1e9
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

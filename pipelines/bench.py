@@ -168,3 +168,18 @@ def help_time(runs: int = 5) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - begun)
     return {"figures": {"help_s": min(seconds)}}
+
+
+def peak_gb() -> float:
+    """Most memory that this process has held, in GB.
+
+    Where the kernel tells it of the process itself: getrusage also counts what its parent held at the fork.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(found.split()[1]) * 1024 / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

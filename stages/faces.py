@@ -21,7 +21,7 @@ from stages.sources import lists
 from stages.track import BatchTrack, TakesMany, Track
 
 READ_LONG_SIDE = 1920            # px, of the picture that points are found in; scaling costs more than pixels
-READ_AHEAD = 4                   # frames
+READ_AHEAD = 16                  # frames, in a burst
 
 
 @dataclass

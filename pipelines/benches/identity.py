@@ -16,7 +16,6 @@ check that is not about identity is open, so that small or turned faces are judg
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra import weights
+from pipelines.bench import peak_gb
 from pipelines.benches.manifest import Videos, read
 from pipelines.ledger import Ledger
 from pipelines.runner import prepare
@@ -206,7 +206,7 @@ def balance_many(count: int) -> None:
     outs = list(stage.process_group("all", clips))
     seconds = time.perf_counter() - begun
     names = [(out if isinstance(out, Clip) else out.clip).identity for out in outs]
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    resident = peak_gb()
     rand = adjusted_rand([str(person) for person in people], names)
     sys.stdout.write(json.dumps({"seconds": seconds, "gb": resident, "rand": rand}))
 
