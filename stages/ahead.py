@@ -18,26 +18,15 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
     """
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(_take, iterator, count)
-        try:
-            while True:
-                taken, error = waiting.result()
-                if len(taken) == count:
-                    waiting = thread.submit(_take, iterator, count)
-                yield from taken
-                if error is not None:
-                    raise error
-                if len(taken) < count:
-                    return
-        finally:
-            waiting.cancel()
-
-
-def _take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
-    """Up to `count` items, and what stopped it from taking more, unless it was their end."""
-    taken: list[T] = []
-    try:
-        taken.extend(islice(items, count))
-    except Exception as error:  # handed to the thread that uses the items, which raises it
-        return taken, error
-    return taken, None
+        taken: list[T] = []
+        waiting = thread.submit(taken.extend, islice(iterator, count))
+        while True:
+            error = waiting.exception()          # what came before it is in `taken`
+            used, taken = taken, []
+            if len(used) == count and error is None:
+                waiting = thread.submit(taken.extend, islice(iterator, count))
+            yield from used
+            if error is not None:
+                raise error
+            if len(used) < count:
+                return
