@@ -66,7 +66,7 @@ class Recorder:
 
 
 def run(
-    data: Path, frames: int = 48, progress: Callable[[str], None] = lambda line: None
+    data: Path, frames: int = 96, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """The figures of the module's text. Raises ValueError when there is nothing to measure on."""
     path = best_backends()["stages.FollowFace.backend"]
