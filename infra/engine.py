@@ -21,7 +21,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ class _Wrapped(nn.Module):
         self.network = network
         self.terms: dict[str, Tensor] = {}
 
-    def forward(self, loss: Loss, args: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
+    def forward(self, loss: Loss, args: Sequence[Any], settings: dict[str, Any]) -> Tensor:
         terms = loss(self.network, *args, **settings)
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
@@ -107,21 +107,22 @@ class Engine:
         *,
         videos: int,
         zero: int = 1,
+        parts: int = 1,
         lr: float,
         betas: tuple[float, float],
         eps: float = 1e-8,
     ) -> None:
-        """`videos` per worker and update: DeepSpeed asks, nothing depends on it. The weights of worker 0
-        win."""
+        """`videos` per worker and update: DeepSpeed asks, nothing depends on it. An update goes over them in
+        `parts`, whose gradients are accumulated. The weights of worker 0 win."""
         import deepspeed
 
         check_stage(zero)
-        self.name, self.network, self.zero = name, network, zero
+        self.name, self.network, self.zero, self.parts = name, network, zero, parts
         self._parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
         optimizer = torch.optim.Adam(self._parameters.values(), lr=lr, betas=betas, eps=eps)
         config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": videos,
-            "gradient_accumulation_steps": 1,
+            "train_micro_batch_size_per_gpu": videos // parts,
+            "gradient_accumulation_steps": parts,
             "steps_per_print": 10**9,
             "gradient_clipping": 0.0,  # DeepSpeed clips at norm 1 unless told, which changes every GAN step
             "zero_allow_untested_optimizer": True,
@@ -134,7 +135,7 @@ class Engine:
         network.requires_grad_(False)
 
     def update(self, loss: Loss, *args: Any, label: str | None = None, **settings: Any) -> Values:
-        """One optimiser step on `loss(network, *args, **settings)`, averaged over the workers.
+        """One optimiser step on `loss(network, *args, **settings)`, averaged over the parts and the workers.
 
         Returns the terms, averaged over the workers, and `<label or name>/grad_norm`. Raises NonFiniteError,
         before any weight changes, on every worker.
@@ -142,16 +143,21 @@ class Engine:
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
         try:
-            total = self._engine(loss, args, settings)
-            values = mean_over_workers(self._engine.module.terms)
-            for term, value in values.items():
-                if not math.isfinite(value):
-                    raise NonFiniteError(f"{term} is {value}")
-            self._engine.backward(total)
+            terms: list[Values] = []
+            for index in range(self.parts):
+                total = self._engine(loss, [part(arg, index, self.parts) for arg in args], settings)
+                terms.append(mean_over_workers(self._engine.module.terms))
+                for term, value in terms[-1].items():
+                    if not math.isfinite(value):
+                        raise NonFiniteError(f"{term} is {value}")
+                self._engine.backward(total)
+                if index + 1 < self.parts:
+                    self._engine.step()  # only counts: the weights change with the last part
             norm = self._step(label or self.name)
         finally:
             self.network.requires_grad_(False)
-        return {**values, f"{label or self.name}/grad_norm": norm}
+        means = {name: sum(values[name] for values in terms) / self.parts for name in terms[0]}
+        return {**means, f"{label or self.name}/grad_norm": norm}
 
     def _step(self, label: str) -> float:
         """Step unless the gradient is not finite; its global norm."""
@@ -222,6 +228,11 @@ class Engine:
 
     def _steps(self) -> int:
         return max((int(s["step"]) for s in self._adam.state.values() if "step" in s), default=0)
+
+
+def part(value: Any, index: int, of: int) -> Any:
+    """The share of one of `of` parts in a batch, for what has a method of that name; all else is shared."""
+    return value.part(index, of) if of > 1 and hasattr(value, "part") else value
 
 
 def mean_over_workers(values: dict[str, Tensor]) -> Values:

@@ -8,7 +8,7 @@ Shapes: B videos, T frames of each (T = n of D_vid in training), H the side of a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,10 @@ class Sample(NamedTuple):
     """[B, T] in [0, 1], increasing"""
     cameras: Tensor
     """[B, T, 25]: those that the frames were rendered or taken with"""
+
+    def part(self, index: int, of: int) -> Sample:
+        """Videos index, index + of, ...: with such parts the minibatch-std groups are those of the whole."""
+        return Sample(*(x[index::of] for x in self))
 
 
 def real_sample(image: Tensor, times: Tensor, cameras: Tensor, resolution: int) -> Sample:
@@ -64,6 +68,18 @@ class GeneratorInputs:
     """One torch.Generator, or one per video (`steps.video_generators`) for runs on several workers"""
     coarse_jitter: Tensor | None = None
     fine_u: Tensor | None = None
+
+    def part(self, index: int, of: int) -> GeneratorInputs:
+        """Videos index, index + of, ... with their own random numbers, which one generator for all cannot
+        give."""
+        if self.coarse_jitter is not None or self.fine_u is not None:
+            raise ValueError("coarse_jitter and fine_u are of whole batches; leave them to the generator")
+        return replace(
+            self, z=self.z[index::of], z_m=self.z_m[index::of], times=self.times[index::of],
+            cameras=self.cameras[index::of],
+            mapping_cameras=None if self.mapping_cameras is None else self.mapping_cameras[index::of],
+            random=self.random[index::of] if isinstance(self.random, list) else self.random,
+        )  # fmt: skip
 
     def mapping(self, generator: Generator) -> Tensor:
         return generator.condition(self.cameras)[0] if self.mapping_cameras is None else self.mapping_cameras
@@ -271,63 +287,3 @@ def _role(discriminator: nn.Module, recipe: Recipe):  # type: ignore[no-untyped-
         return "D_img", recipe.lambda_img, lambda sample: image_logits(discriminator, sample)
     assert isinstance(discriminator, VideoDiscriminator)
     return "D_vid", recipe.lambda_vid, lambda sample: video_logits(discriminator, sample)
-
-
-class DiscriminatorLoss(nn.Module):
-    """One discriminator together with its loss, for engines that wrap a module's forward (the double backward
-    of R1 stays inside). `network` is the discriminator itself."""
-
-    def __init__(self, network: ImageDiscriminator | VideoDiscriminator, recipe: Recipe) -> None:
-        super().__init__()
-        self.network, self.recipe = network, recipe
-
-    def forward(
-        self,
-        real: Sample | None,
-        fake: Sample | None,
-        *,
-        main: bool = True,
-        r1: bool = False,
-        blur_sigma: float = 0.0,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> the scalar to differentiate, and its weighted terms detached. D-main: main; D-reg: main=False,
-        r1=True."""
-        terms: dict[str, Tensor] = {}
-        if main:
-            terms |= discriminator_main_loss(self.network, fake, real, self.recipe, blur_sigma=blur_sigma)
-        if r1:
-            if real is None:
-                raise ValueError("R1 is taken on real frames, but real is None; pass the real sample")
-            terms |= r1_loss(self.network, real, self.recipe, blur_sigma=blur_sigma)
-        if not terms:
-            raise ValueError("nothing to do: set main with real or fake frames, or r1")
-        return torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()}
-
-
-class GeneratorLoss(nn.Module):
-    """The generator together with its loss, for engines that wrap a module's forward. The discriminators are
-    passed in frozen and belong to other engines. `network` is the generator itself."""
-
-    def __init__(self, network: Generator, recipe: Recipe) -> None:
-        super().__init__()
-        self.network, self.recipe = network, recipe
-
-    def forward(
-        self,
-        inputs: GeneratorInputs,
-        d_img: ImageDiscriminator | None = None,
-        d_vid: VideoDiscriminator | None = None,
-        *,
-        density: bool = False,
-        blur_sigma: float = 0.0,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """G-main with discriminators given, G-reg with `density`."""
-        if density:
-            terms = density_regularization(self.network, inputs, self.recipe)
-        else:
-            terms = generator_main_loss(
-                self.network, d_img, d_vid, inputs, self.recipe, blur_sigma=blur_sigma
-            )
-        if not terms:
-            raise ValueError("nothing to do: pass a discriminator, or density=True")
-        return torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()}

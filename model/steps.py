@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -171,10 +171,7 @@ def rows(inputs: GeneratorInputs, rank: int, workers: int) -> GeneratorInputs:
         raise ValueError(
             f"a batch of {inputs.z.shape[0]} videos cannot be split over {workers} workers; use a multiple"
         )
-    part = slice(rank, None, workers)
-    mapping = None if inputs.mapping_cameras is None else inputs.mapping_cameras[part]
-    return replace(inputs, z=inputs.z[part], z_m=inputs.z_m[part], times=inputs.times[part],
-                   cameras=inputs.cameras[part], mapping_cameras=mapping)  # fmt: skip
+    return inputs.part(rank, workers)
 
 
 # --- the update

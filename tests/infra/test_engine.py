@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -58,6 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     printed = run_workers(
         2, *(task(f"two-{zero}", zero) for zero in (0, 1, 2)), task("half", 1, save="two-1"),
         task("one-0 to two-1", 1, load="one-0"),
+        *(task(f"parts-{zero}", zero, parts=2) for zero in (0, 1, 2)),
         *(task(f"{fault}-{zero}", zero, fault=fault) for fault in ("loss", "gradient") for zero in (0, 1)),
     )  # fmt: skip
     run_workers(1, task("two-1 to one-2", 2, load="two-1"))
@@ -76,6 +77,12 @@ def difference(a: Path, b: Path) -> float:
 @pytest.mark.parametrize("zero", [0, 1, 2])
 def test_two_workers_without_a_compiler_equal_plain_torch(results: Path, zero: int) -> None:
     assert difference(results / "plain.json", results / f"two-{zero}.json") < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_two_workers_that_accumulate_over_two_parts_equal_plain_torch(results: Path, zero: int) -> None:
+    assert difference(results / "plain.json", results / f"parts-{zero}.json") < 2e-6
 
 
 @pytest.mark.slow
@@ -114,7 +121,18 @@ def test_refuses_zero_3_with_the_reason() -> None:
 # --- one worker ---------------------------------------------------------------------------------------------
 
 
-def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str = "", fault: str = "") -> None:
+class Rows(NamedTuple):
+    """A batch that an update can go over in parts."""
+
+    x: Any
+
+    def part(self, index: int, of: int) -> Rows:
+        return Rows(self.x[index::of])
+
+
+def worker(
+    out: str, zero: int, plain: bool = False, save: str = "", load: str = "", fault: str = "", parts: int = 1
+) -> None:
     import torch
     import torch.nn.functional as F
     from safetensors.torch import load_file, save_file
@@ -146,17 +164,18 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
                 torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.0, 0.99)),
             )
 
-        def update(self, loss):  # type: ignore[no-untyped-def]
+        def update(self, loss, *args):  # type: ignore[no-untyped-def]
             for p in self.network.parameters():
                 p.grad = torch.zeros_like(p)
-            sum(loss(self.network).values()).backward()
+            sum(loss(self.network, *args).values()).backward()
             self.adam.step()
 
     if plain:
         eng_g, eng_d = Plain(g), Plain(d)
     else:
         init_deepspeed()
-        adam = {"videos": BATCH // world, "zero": zero, "lr": 2e-3, "betas": (0.0, 0.99)}
+        adam = {"videos": BATCH // world, "zero": zero, "parts": parts, "lr": 2e-3}
+        adam["betas"] = (0.0, 0.99)
         eng_g, eng_d = Engine("g", g, **adam), Engine("d", d, **adam)
         if load:
             for name, engine in (("adam_g/", eng_g), ("adam_d/", eng_d)):
@@ -166,39 +185,36 @@ def worker(out: str, zero: int, plain: bool = False, save: str = "", load: str =
 
     for step in range(start, STEPS if not save else SAVE_AT):
         random = torch.Generator().manual_seed(step)
-        z, real = (
-            torch.randn(BATCH, 8, generator=random)[rank::world],
-            torch.randn(BATCH, 64, generator=random)[rank::world],
-        )
+        z, real = (Rows(torch.randn(BATCH, n, generator=random)[rank::world]) for n in (8, 64))
 
-        def g_main(network: nn.Module, z: torch.Tensor = z):  # type: ignore[no-untyped-def]
-            return {"g/main": F.softplus(-d(network["body"](z))).mean()}
+        def g_main(network: nn.Module, z: Rows):  # type: ignore[no-untyped-def]
+            return {"g/main": F.softplus(-d(network["body"](z.x))).mean()}
 
-        def g_reg(network: nn.Module, z: torch.Tensor = z):  # type: ignore[no-untyped-def]
-            return {"g/reg": network["reg"](z).abs().mean()}
+        def g_reg(network: nn.Module, z: Rows):  # type: ignore[no-untyped-def]
+            return {"g/reg": network["reg"](z.x).abs().mean()}
 
-        def d_main(network: nn.Module, z: torch.Tensor = z, real: torch.Tensor = real, step: int = step):  # type: ignore[no-untyped-def]
+        def d_main(network: nn.Module, z: Rows, real: Rows, step: int = step):  # type: ignore[no-untyped-def]
             with torch.no_grad():
-                fake = g["body"](z)
-            logits = network(real)
+                fake = g["body"](z.x)
+            logits = network(real.x)
             if fault == "gradient" and step == 1 and rank == 0:
                 logits.register_hook(lambda grad: grad * float("inf"))
             scale = float("nan") if fault == "loss" and step == 1 and rank == 1 else 1.0
             return {"d/fake": F.softplus(network(fake)).mean(), "d/real": F.softplus(-logits).mean() * scale}
 
-        def d_reg(network: nn.Module, real: torch.Tensor = real):  # type: ignore[no-untyped-def]
-            x = real.clone().requires_grad_(True)
+        def d_reg(network: nn.Module, real: Rows):  # type: ignore[no-untyped-def]
+            x = real.x.clone().requires_grad_(True)
             (grad,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
             return {"d/r1": grad.square().sum(1).mean() * 4}
 
         before = {k: v.clone() for k, v in d.state_dict().items()}
         try:
-            eng_g.update(g_main)
+            eng_g.update(g_main, z)
             if step % 2 == 0:
-                eng_g.update(g_reg)
-            eng_d.update(d_main)
+                eng_g.update(g_reg, z)
+            eng_d.update(d_main, z, real)
             if step % 3 == 0:
-                eng_d.update(d_reg)
+                eng_d.update(d_reg, real)
         except NonFiniteError as error:
             unchanged = all(torch.equal(before[k], v) for k, v in d.state_dict().items())
             if rank == 1:

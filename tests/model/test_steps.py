@@ -9,7 +9,7 @@ import torch
 from model import losses, ops, steps
 from model.config import ModelConfig, Recipe, variant, with_changes
 from model.generator import Generator
-from model.losses import DiscriminatorLoss, GeneratorInputs, GeneratorLoss
+from model.losses import GeneratorInputs
 
 
 def test_adam_is_corrected_for_the_lazy_regulariser():
@@ -169,18 +169,21 @@ def test_two_workers_average_to_the_gradient_of_one(phase):
     def gradient(rank, workers):
         inputs, real = part(rank, workers)
         if phase.startswith("generator"):
-            loss = GeneratorLoss(nets.generator, recipe)
             with steps.frozen(nets.d_img, nets.d_vid):
-                reg = phase == "generator_reg"
-                total, _ = loss(inputs, nets.d_img, nets.d_vid, density=reg)
-                return gradients(nets.generator, total)
+                if phase == "generator_reg":
+                    terms = losses.density_regularization(nets.generator, inputs, recipe)
+                else:
+                    terms = losses.generator_main_loss(nets.generator, nets.d_img, nets.d_vid, inputs, recipe)
+                return gradients(nets.generator, sum(terms.values()))
         with torch.no_grad():
             fake = losses.generate(nets.generator, inputs)
         both = []
         for network in (nets.d_img, nets.d_vid):
-            loss = DiscriminatorLoss(network, recipe)
-            reg = phase == "discriminator_reg"
-            both.append(gradients(network, loss(real, fake, main=not reg, r1=reg, blur_sigma=0.5)[0]))
+            if phase == "discriminator_reg":
+                terms = losses.r1_loss(network, real, recipe, blur_sigma=0.5)
+            else:
+                terms = losses.discriminator_main_loss(network, fake, real, recipe, blur_sigma=0.5)
+            both.append(gradients(network, sum(terms.values())))
         return torch.cat(both)
 
     one = gradient(0, 1)
@@ -188,23 +191,18 @@ def test_two_workers_average_to_the_gradient_of_one(phase):
     assert float((one - two).norm() / one.norm()) < 1e-4
 
 
-def test_loss_modules_refuse_to_do_nothing():
-    nets = steps.build(TINY, Recipe(batch=2))
-    with pytest.raises(ValueError, match="real is None"):
-        DiscriminatorLoss(nets.d_img, Recipe())(None, None, main=False, r1=True)
-    with pytest.raises(ValueError, match="nothing to do"):
-        DiscriminatorLoss(nets.d_img, Recipe())(None, None)
-    with pytest.raises(ValueError, match="nothing to do"):
-        GeneratorLoss(nets.generator, Recipe())(batch(2))
-
-
-def test_terms_of_the_loss_modules_add_up_to_their_scalar():
-    nets = steps.build(TINY, Recipe(batch=2))
-    fake = losses.generate(nets.generator, batch(2))._replace()
-    fake = losses.Sample(*(x.detach() for x in fake))
-    total, terms = DiscriminatorLoss(nets.d_vid, Recipe())(real_batch(2), fake, r1=True)
-    assert set(terms) == {"D_vid/fake", "D_vid/real", "D_vid/r1"}
-    torch.testing.assert_close(total.detach(), sum(terms.values()))
+def test_parts_of_a_batch_share_no_video_and_keep_their_random_numbers():
+    inputs = batch(4)
+    inputs.random = steps.video_generators(7, 0, "generator_main", range(4))
+    parts = [inputs.part(i, 2) for i in range(2)]
+    joined = torch.stack([p.z for p in parts], dim=1).flatten(0, 1)
+    assert torch.equal(joined, inputs.z)
+    assert [r.initial_seed() for r in parts[1].random] == [r.initial_seed() for r in inputs.random[1::2]]
+    real = real_batch(4)
+    assert torch.equal(real.part(1, 2).image, real.image[1::2])
+    inputs.fine_u = torch.zeros(1)
+    with pytest.raises(ValueError, match="leave them to the generator"):
+        inputs.part(0, 2)
 
 
 def test_the_blur_leaves_fake_raw_frames_alone_and_softens_real_ones():
