@@ -40,9 +40,9 @@ def from_dict(cls: type[Config], values: dict[str, Any], where: str = "") -> Con
 
 
 def with_changes(config: Config, changes: dict[str, Any]) -> Config:
-    """A copy with dotted keys changed, e.g. `{"motion.blocks": 7}`; checked like `from_dict`."""
+    """A copy with keys changed, dotted or nested, e.g. `{"motion.blocks": 7}`; checked like `from_dict`."""
     values = to_dict(config)
-    for dotted, value in changes.items():
+    for dotted, value in _dotted(changes):
         *path, last = dotted.split(".")
         target = values
         for part in path:
@@ -53,6 +53,14 @@ def with_changes(config: Config, changes: dict[str, Any]) -> Config:
             target = target[part]
         target[last] = value
     return from_dict(type(config), values)
+
+
+def _dotted(changes: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

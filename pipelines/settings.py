@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -110,16 +110,32 @@ class StepSettings(Closed):
 class TrainSettings(Closed):
     variant: str
     """Import path of a function that returns a `model.config.Variant`."""
+    model: dict[str, Any] = {}
+    """Changes of the variant's networks, nested or dotted, as in `{rendering.resolution: 32}`."""
+    recipe: dict[str, Any] = {}
+    """Changes of its losses, optimisers and schedules, as in `{r1_gamma: 4, checkpointing: true}`."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    """Of the training, in the store. A named one goes on from its last checkpoint whatever has changed, and
+    records the changes. Null: the variant and a hash of all that shapes the trajectory: other settings start
+    another training."""
+    init: str | None = None
+    """Weights to start from: a checkpoint's folder, `train/<run>` of the store, or models:/NAME@ALIAS."""
     workers: int = Field(default=2, ge=1)
     steps: int = Field(default=300_000, ge=1)
     """Updates in all; a second run goes on to this count."""
     batch: int | None = Field(default=None, ge=1)
     """Videos per update over all workers; null takes the variant's."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a worker goes over one after the other in an update: less memory, the same result."""
     zero_stage: int = 0
     """DeepSpeed ZeRO: 0, 1 or 2."""
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs when the cluster has one per worker."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray spreads the workers over nodes."""
+    env: dict[str, str] = {}
+    """Environment of the workers, such as NCCL_SOCKET_IFNAME: eth0."""
     restarts: int = Field(default=3, ge=0)
     """How often the workers are started again after one has died."""
     checkpoint_every: int = Field(default=1000, ge=1)

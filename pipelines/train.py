@@ -173,7 +173,7 @@ def plan(workflow: Workflow) -> Job:
     Policy(workflow, workflow.store()).check_dataset(dataset)
     job = Job(workflow.storage, workflow.train, dataset.version)
     check_dataset(dataset, job.variant)
-    check_batch(job.variant, job.settings.workers)
+    check_batch(job.variant, job.settings.workers, job.settings.accumulate)
     return job
 
 

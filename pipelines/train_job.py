@@ -11,12 +11,21 @@ from functools import cached_property
 from typing import Any
 
 from infra.storage import Storage, open_storage
-from model.config import Variant, to_dict
+from model.config import Variant, to_dict, with_changes
 from pipelines.settings import StorageSettings, TrainSettings
 from stages.shards import Dataset, Sample
 
 NEUTRAL = ("updates", "checkpointing")
 """Of the recipe: what changes a run's length or cost, not its course."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """A checkpoint whose weights a training starts from."""
+
+    key: str  # in the store
+    digest: str  # of its files
+    samples: int  # videos that it has seen: the schedules go on from there
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Job:
     settings: TrainSettings
     dataset: str  # version
     gpu: bool = False
+    init: Init | None = None
 
     @property
     def store(self) -> Storage:
@@ -35,15 +45,15 @@ class Job:
 
     @cached_property
     def variant(self) -> Variant:
-        """The variant, with the batch of the settings."""
+        """The variant, as the settings change it."""
         module, _, name = self.settings.variant.partition(":")
-        variant: Variant = getattr(importlib.import_module(module), name)()
-        batch = self.settings.batch or variant.recipe.batch
-        return replace(variant, recipe=replace(variant.recipe, batch=batch))
+        return changed(getattr(importlib.import_module(module), name)(), self.settings)
 
     @cached_property
     def name(self) -> str:
-        """The variant, and a hash of everything that shapes the trajectory but its length."""
+        """As set; else the variant, and a hash of everything that shapes the trajectory but its length."""
+        if self.settings.name:
+            return self.settings.name
         variant: dict[str, Any] = to_dict(self.variant)
         for neutral in NEUTRAL:
             del variant["recipe"][neutral]
@@ -52,6 +62,7 @@ class Job:
             "seed": self.settings.seed,
             "precision": self.settings.precision,
             "dataset": self.dataset,
+            **({"init": self.init.digest} if self.init else {}),
         }
         text = json.dumps(shape, sort_keys=True)
         return f"{self.variant.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -80,6 +91,18 @@ class Job:
         return f"{self.run}/samples/{done:08d}.mp4"
 
 
+def changed(variant: Variant, settings: TrainSettings) -> Variant:
+    """The variant with the settings' `model`, `recipe` and `batch`. Raises ValueError naming the setting."""
+    parts = {}
+    for part in ("model", "recipe"):
+        try:
+            parts[part] = with_changes(getattr(variant, part), getattr(settings, part))
+        except ValueError as error:
+            raise ValueError(f"train.{part}: {error}") from None
+    batch = settings.batch or parts["recipe"].batch
+    return replace(variant, model=parts["model"], recipe=replace(parts["recipe"], batch=batch))
+
+
 def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:
     """The clips to train on. Raises ValueError when the dataset does not fit the variant or cannot fill a
     batch."""
@@ -102,13 +125,14 @@ def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:
     return sorted(clips, key=lambda s: s.clip_id)
 
 
-def check_batch(variant: Variant, workers: int, batch: int | None = None) -> None:
-    """Raise ValueError unless `workers` can share a batch (None: the variant's) without changing its
-    minibatch-std groups."""
-    batch, d = batch or variant.recipe.batch, variant.model.discriminator
-    if batch % workers:
+def check_batch(variant: Variant, workers: int, accumulate: int = 1) -> None:
+    """Raise ValueError unless `workers` can share the variant's batch, each in `accumulate` parts, without
+    changing its minibatch-std groups."""
+    batch, d, shares = variant.recipe.batch, variant.model.discriminator, workers * accumulate
+    who = f"{workers} workers" + (f" in {accumulate} parts each" if accumulate > 1 else "")
+    if batch % shares:
         raise ValueError(
-            f"train.batch: {batch} videos cannot be shared by {workers} workers; use a multiple of {workers}"
+            f"train.batch: {batch} videos cannot be shared by {who}; use a multiple of {shares}"
         )
     for items, group in ((batch * d.frames, d.minibatch_group_image), (batch, d.minibatch_group_video)):
         size = min(group, items)
@@ -117,9 +141,12 @@ def check_batch(variant: Variant, workers: int, batch: int | None = None) -> Non
                 f"train.batch: {batch} videos make {items} items, which minibatch-std groups of {size} do "
                 f"not divide; use a multiple of {size}"
             )
-        if items // size % workers:
-            need = -(-workers * size * batch // items)
+        if items // size % shares:
+            need = -(-shares * size * batch // items)
+            most = f"{items // size} workers at most"
+            if accumulate > 1:
+                most = f"train.workers x train.accumulate of {items // size} at most"
             raise ValueError(
-                f"train.workers: {workers} workers would split the minibatch-std groups of {size} in a batch "
-                f"of {batch} videos; use {items // size} workers at most, or train.batch {need}"
+                f"train.workers: {who} would split the minibatch-std groups of {size} in a batch "
+                f"of {batch} videos; use {most}, or train.batch {need}"
             )

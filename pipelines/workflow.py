@@ -32,7 +32,7 @@ from pipelines.settings import (
     TrainSettings,
     Workers,
 )
-from pipelines.train_job import check_batch
+from pipelines.train_job import changed, check_batch
 from stages.base import GroupStage, Resources, Source, Stage
 from stages.clip import Clip
 from stages.sources.several import Several
@@ -282,16 +282,18 @@ class _Builder:
         place = self.root.data["train"].at(["variant"])
         make = import_path(Value(train.variant, place.place), "train.variant")
         variant: Any = make() if callable(make) and _needs_nothing(make) else None
-        resolution = getattr(getattr(variant, "model", None), "img_resolution", None)
-        if resolution is None:
+        if getattr(getattr(variant, "model", None), "img_resolution", None) is None:
             raise place.error(f"train.variant: {train.variant} does not return a model.config.Variant")
         try:
-            check_batch(variant, train.workers, train.batch)
+            variant = changed(variant, train)
+            check_batch(variant, train.workers, train.accumulate)
         except ValueError as error:
-            setting = "batch" if train.batch else "workers"
-            raise self.root.data["train"].at([setting]).error(str(error)) from None
+            section = self.root.data["train"]
+            named = str(error).partition(":")[0].removeprefix("train.")
+            raise section.at([named if named in section.data else "workers"]).error(str(error)) from None
         for number, step in enumerate(steps):
             size = getattr(step.stage, "size", None)
+            resolution = variant.model.img_resolution
             if "crop_size" in step.stage.writes and size is not None and size != resolution:
                 at = self.root.data["stages"].data[number].at(["size"]).place
                 raise WorkflowError(

@@ -256,3 +256,10 @@ def test_workers_that_cannot_share_the_batch_are_refused_before_any_work(tiny, t
 def test_a_number_that_is_not_finite_is_refused(tiny, value):
     assert "stages.Mark.value: should be a finite number" in refused(tiny, None, f"stages.Mark.value={value}")
     assert "storage.lease_s: should be a finite number" in refused(tiny, None, f"storage.lease_s={value}")
+
+
+def test_changes_of_the_variant_are_checked_when_the_workflow_is_read(tiny, text):
+    assert "4 videos cannot be shared by 2 workers in 3 parts" in refused(tiny, None, "train.accumulate=3")
+    assert "train.model: " in refused(tiny, None, "train.model.rendering.resolution=0")
+    told = refused(tiny, text.replace("train:\n", "train:\n  recipe: {r1_gama: 4}\n"))
+    assert "12:11: train.recipe: unknown key 'r1_gama' in Recipe; did you mean 'r1_gamma'?" in told
