@@ -9,9 +9,7 @@ import contextlib
 import functools
 import io
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError, ResponseStreamingError
 
+from infra.s3_copies import Copies
 from infra.s3_errors import (
     ERRORS,
     GONE_UPLOAD,
@@ -62,7 +61,7 @@ class S3Storage(Storage):
     """A bucket and prefix. Credentials come from the usual AWS places and are never logged.
 
     What failed for a reason that passes (no answer, half an answer, a server error, a conflict) is repeated
-    for `patience_s`.
+    for `patience_s`. With `cache_gb`, the processes of a machine share the copies that they fetch.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class S3Storage(Storage):
         encryption: str | None = None,
         kms_key: str | None = None,
         patience_s: float = 300.0,
+        cache_gb: float = 0.0,
         setting: str = "storage.root",
     ) -> None:
         self._setting = setting              # what error messages name
@@ -88,6 +88,8 @@ class S3Storage(Storage):
         self.bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._patience_s = patience_s
+        place = f"{endpoint or ''} {self.bucket}"
+        self._copies = Copies(place, setting, int(cache_gb * 1e9), self._state, self._download)
         self._answered = False
         self._extra = {"ServerSideEncryption": encryption} if encryption else {}
         if kms_key:
@@ -229,28 +231,17 @@ class S3Storage(Storage):
     def local(self, key: str) -> contextlib.AbstractContextManager[Path]:
         return self.fetched(check_key(key))
 
-    @contextlib.contextmanager
-    def fetched(self, name: str) -> Iterator[Path]:
+    def fetched(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """As `local`, of an object whose name need not be one of our keys."""
-        handle, path = tempfile.mkstemp(prefix="pv3d-", suffix=Path(name).suffix[:16])
-        os.close(handle)
-        try:
-            self._download(name, path)
-            yield Path(path)
-        finally:
-            Path(path).unlink(missing_ok=True)
+        return self._copies.fetched(self._prefix + name)
 
-    def _download(self, name: str, path: str) -> None:
-        call = functools.partial(self._client.download_file, self.bucket, self._prefix + name, path)
-        try:
-            self._persist(f"read {name}", functools.partial(call, Config=_TRANSFER))
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"{self._setting}: cannot keep a copy of {name} in {tempfile.gettempdir()} "
-                f"({error.strerror}); make room there, or set TMPDIR"
-            ) from None
+    def _state(self, name: str) -> tuple[int, str]:
+        head = self._head(name)
+        return int(head["ContentLength"]), str(head.get("ETag", "")).strip('"')
+
+    def _download(self, name: str, path: Path) -> None:
+        call = functools.partial(self._client.download_file, self.bucket, name, str(path))
+        self._persist(f"read {name.removeprefix(self._prefix)}", functools.partial(call, Config=_TRANSFER))
 
     def url(self, name: str) -> str:
         return f"s3://{self.bucket}/{self._prefix}{name}"
@@ -304,24 +295,24 @@ class S3Storage(Storage):
                 return
             call = functools.partial(call, ContinuationToken=page["NextContinuationToken"])
 
-    def _head(self, key: str) -> dict[str, Any]:
+    def _head(self, name: str) -> dict[str, Any]:
         def call() -> dict[str, Any]:
-            head: dict[str, Any] = self._client.head_object(Bucket=self.bucket, Key=self._name(key))
+            head: dict[str, Any] = self._client.head_object(Bucket=self.bucket, Key=name)
             if "ContentLength" not in head:
                 raise ResponseStreamingError(error="half a header")
             return head
 
-        return self._persist(f"look up {key}", call)
+        return self._persist(f"look up {name.removeprefix(self._prefix)}", call)
 
     def exists(self, key: str) -> bool:
         try:
-            self._head(key)
+            self._head(self._name(key))
         except FileNotFoundError:
             return False
         return True
 
     def size(self, key: str) -> int:
-        return int(self._head(key)["ContentLength"])
+        return int(self._head(self._name(key))["ContentLength"])
 
     def delete(self, key: str) -> None:
         call = functools.partial(self._client.delete_object, Bucket=self.bucket, Key=self._name(key))

@@ -27,6 +27,8 @@ class S3Settings(Closed):
     """Which key of the KMS. None: the bucket's."""
     patience_s: float = Field(default=300.0, ge=0)
     """How long a server that has stopped answering is waited for before the run gives up."""
+    cache_gb: float = Field(default=10.0, ge=0)
+    """Disk of each machine, below TMPDIR, for copies of videos: each is fetched once per machine. 0: none."""
 
     @field_validator("endpoint")
     @classmethod
