@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from infra import cluster
@@ -43,10 +43,12 @@ def use_gpus(workers: int, device: str) -> bool:
 
 
 def run_workers(
-    function: Callable[[Any], None], argument: Any, *, workers: int, gpu: bool, restarts: int
-) -> Iterator[None]:
+    function: Callable[[Any], None], argument: Any, *, workers: int, gpu: bool, restarts: int,
+    placement: str = "PACK", env: Mapping[str, str] | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Call `function(argument)` on every worker; yields while they run, a few times per second, and ends when
-    all have returned. When a worker dies all are started again, up to `restarts` times.
+    all have returned. When a worker dies all are started again, up to `restarts` times. `placement`: how they
+    are spread over nodes (Ray's placement strategies); `env`: their environment, such as NCCL's.
 
     Raises ValueError or StorageError as the workers do, RuntimeError for anything else of theirs.
     """
@@ -75,11 +77,13 @@ def run_workers(
             train_loop_config=argument,
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpu, resources_per_worker={**each, **({"GPU": 1} if gpu else {})}
+                num_workers=workers, use_gpu=gpu, resources_per_worker={**each, **({"GPU": 1} if gpu else {})},
+                placement_strategy=placement,
             ),
             run_config=RunConfig(
                 name="train", storage_path=folder, failure_config=FailureConfig(max_failures=restarts),
                 logging_config=LoggingConfig(log_level="CRITICAL"),
+                worker_runtime_env={"env_vars": dict(env)} if env else None,
             ),
         )  # fmt: skip
         failed: list[BaseException] = []

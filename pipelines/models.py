@@ -65,11 +65,9 @@ def of_checkpoint(store: Storage, key: str, name: str = "") -> OpenModel:
 def _registered(name: str, tracking: str) -> OpenModel:
     import mlflow
 
-    found = REGISTERED.fullmatch(name)
-    if found is None:
-        raise ValueError(f"model {name!r}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    found = address(name)
     with registry(tracking):
-        _check_exists(found, name, tracking)
+        check_exists(found, tracking)
         loaded = mlflow.pyfunc.load_model(name).unwrap_python_model()
     if not hasattr(loaded, "generator") or not hasattr(loaded, "clips"):
         raise ValueError(f"model {name!r}: was not registered by pv3d; it holds no generator")
@@ -95,9 +93,19 @@ def registry(tracking: str) -> Iterator[None]:
         mlflow.set_tracking_uri(before)
 
 
-def _check_exists(found: re.Match[str], name: str, tracking: str) -> None:
+def address(name: str) -> re.Match[str]:
+    """Name, alias and version of a registered model's address. Raises ValueError for what is none."""
+    found = REGISTERED.fullmatch(name)
+    if found is None:
+        raise ValueError(f"model {name!r}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    return found
+
+
+def check_exists(found: re.Match[str], tracking: str) -> None:
+    """Raise ValueError for an address that is not in the registry."""
     from mlflow import MlflowClient
 
+    name = found[0]
     client = MlflowClient()
     model, alias, version = found["name"], found["alias"], found["version"]
     with answering(tracking):

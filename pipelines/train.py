@@ -22,6 +22,7 @@ from infra.storage import StorageError
 from pipelines.checkpoints import LATEST, run_id
 from pipelines.policy import Policy
 from pipelines.progress import Progress
+from pipelines.train_init import prepare_init
 from pipelines.train_job import Job, check_batch, check_dataset
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def work(job: Job) -> None:
     import torch
 
     from infra.allocator import tune_allocator
-    from infra.engine import NonFiniteError, average_buffers, from_first_worker, init_deepspeed
+    from infra.engine import NonFiniteError, from_first_worker, init_deepspeed
     from infra.workers import rank_and_size
     from model import losses, steps
     from pipelines.loader import Loader
@@ -60,9 +61,10 @@ def work(job: Job) -> None:
     newest = checkpoints.latest(store, job.checkpoints) if rank == 0 else None
     start = from_first_worker(newest.step if newest else 0, device)
     found = checkpoints.open_checkpoint(store, f"{job.checkpoints}/{start:08d}") if start else None
-    nets.start(found, videos=len(loader.videos), zero=settings.zero_stage)
+    first = found or (checkpoints.open_checkpoint(store, job.init.key) if job.init else None)
+    nets.start(first, videos=len(loader.videos), zero=settings.zero_stage, parts=settings.accumulate)
     g, d_img, d_vid = nets.g, nets.d_img, nets.d_vid
-    record = Recorder(job, dataset, rank, start)
+    record = Recorder(job, dataset, rank, found)
 
     def inputs(phase: steps.Phase) -> losses.GeneratorInputs:
         """This worker's videos of what the phase draws for the global batch."""
@@ -79,7 +81,7 @@ def work(job: Job) -> None:
     try:
         for step, batch in enumerate(record.waiting(loader.ahead(start, settings.steps)), start):
             # --- schedules and real frames
-            samples, phases = step * recipe.batch, steps.phases(step, recipe)
+            samples, phases = job.seen(step), steps.phases(step, recipe)
             blur = steps.blur_sigma(samples, recipe)
             resolution = steps.rendering_resolution(samples, recipe, config.rendering.resolution)
             record.add({"blur_sigma": blur, "rendering_resolution": resolution})
@@ -97,12 +99,9 @@ def work(job: Job) -> None:
                     drawn = inputs("generator_reg")
                     record.add(g.update(losses.density_regularization, drawn, recipe, label="G_reg"))
 
-            # --- D-main; the only run of the generator that moves its average style
+            # --- D-main
             with record.phase("discriminator_main"):
-                with torch.no_grad():
-                    drawn = inputs("discriminator_main")
-                    fake = losses.generate(nets.generator, drawn, update_w_avg=True)
-                average_buffers([nets.generator.backbone.mapping.w_avg])
+                fake = nets.fakes(inputs("discriminator_main"))
                 for d in nets.discriminators:
                     with record.logits(d.network, d.name):
                         record.add(
@@ -166,12 +165,13 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
 
 
 def plan(workflow: Workflow) -> Job:
-    """The job, checked against the dataset. Raises ValueError; starts nothing."""
+    """The job, checked against the dataset. Raises ValueError; starts nothing. Weights to start from are
+    copied into the store."""
     from stages.shards import open_dataset
 
     dataset = open_dataset(workflow.store())
     Policy(workflow, workflow.store()).check_dataset(dataset)
-    job = Job(workflow.storage, workflow.train, dataset.version)
+    job = Job(workflow.storage, workflow.train, dataset.version, init=prepare_init(workflow))
     check_dataset(dataset, job.variant)
     check_batch(job.variant, job.settings.workers, job.settings.accumulate)
     return job
@@ -188,8 +188,9 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
     store.delete(job.progress)
     log.info("training %s: updates %d to %d, %d workers", job.name, start, settings.steps, settings.workers)
     ticks = run_workers(
-        _work, {"job": job}, workers=settings.workers, gpu=job.gpu, restarts=settings.restarts
-    )
+        _work, {"job": job}, workers=settings.workers, gpu=job.gpu, restarts=settings.restarts,
+        placement=settings.placement, env=settings.env,
+    )  # fmt: skip
     told = 0
     with Progress(["train"]) as bars:
         bars.expect("train", settings.steps - start)

@@ -67,6 +67,10 @@ class Job:
         text = json.dumps(shape, sort_keys=True)
         return f"{self.variant.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
+    def seen(self, step: int) -> int:
+        """Videos seen before update `step`, those of the weights that it started from included."""
+        return (self.init.samples if self.init else 0) + step * self.variant.recipe.batch
+
     @property
     def run(self) -> str:
         return f"train/{self.name}"

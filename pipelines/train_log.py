@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from infra import checkpoints
+from infra.checkpoints import Checkpoint
 from infra.engine import mean_over_workers
 from infra.tracking import Run, open_run
 from model.config import to_dict
@@ -32,6 +33,8 @@ from pipelines.train_job import Job
 from stages.shards import Dataset
 from stages.video import write_video
 
+SHAPING = ("variant", "workers", "accumulate", "zero_stage", "precision", "seed")
+"""Settings whose change on the way is recorded, beside all of model and recipe."""
 PROGRESS_EVERY_S = 1.0
 PROGRESS_EVERY_REMOTE_S = 10.0
 
@@ -41,10 +44,13 @@ T = TypeVar("T")
 class Recorder:
     """Collects values between two log entries and passes their means on. All workers call every method."""
 
-    def __init__(self, job: Job, dataset: Dataset, rank: int, start: int) -> None:
+    def __init__(self, job: Job, dataset: Dataset, rank: int, found: Checkpoint | None) -> None:
+        """`found`: the checkpoint that the training goes on from."""
         self.job, self.settings, self.store = job, job.settings, job.store
         self.writes = rank == 0
-        self.start, self.begun = start, time.monotonic()
+        start = self.start = found.step if found else 0
+        self.begun = time.monotonic()
+        self.changes = changes(found, job) if found else []
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._since, self._since_step, self._told = time.monotonic(), start, 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
@@ -81,14 +87,14 @@ class Recorder:
 
     @contextlib.contextmanager
     def logits(self, network: nn.Module, name: str) -> Iterator[None]:
-        """Add the mean logits of the fake and the real batch that `network` judges inside, in this order."""
+        """Add the mean logits of the fake and the real frames that `network` judges inside, in turns."""
         seen: list[Tensor] = []
         hook = network.register_forward_hook(lambda _m, _i, output: seen.append(output.detach().mean()))
         try:
             yield
         finally:
             hook.remove()
-        fake, real = seen
+        fake, real = (torch.stack(part).mean() for part in (seen[0::2], seen[1::2]))
         gap = {f"{name}/logit_fake": fake, f"{name}/logit_real": real, f"{name}/logit_gap": real - fake}
         self.add(mean_over_workers(gap))
 
@@ -157,10 +163,11 @@ class Recorder:
         if not self.writes:
             return
         self._wait()  # what is before a checkpoint is never trained, nor logged, again
-        job, recipe = self.job, self.job.variant.recipe
+        job = self.job
         card = {
-            "variant": to_dict(job.variant), "samples": done * recipe.batch, "dataset": job.dataset,
+            "variant": to_dict(job.variant), "samples": job.seen(done), "dataset": job.dataset,
             "run": job.run, "settings": job.settings.model_dump(mode="json"), "torch": torch.__version__,
+            "init": job.init.digest if job.init else None, "changes": self.changes,
             "code": importlib.metadata.version("pv3d-pipeline"),
         }  # fmt: skip
         saved = checkpoints.save(
@@ -218,6 +225,26 @@ def _open(job: Job, dataset: Dataset) -> Run:
         json.dumps({"version": dataset.version, "manifests": dataset.manifests, **profile}, indent=1), key
     )
     return run
+
+
+def changes(found: Checkpoint, job: Job) -> list[dict[str, Any]]:
+    """What has changed on the way to `found`, and since: {"step", "changed": {name: [before, now]}}, oldest
+    first. A training with a name, or on other workers, goes on all the same."""
+
+    def state(variant: Mapping[str, Any], settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+        told = {name: value for name, value in settings.items() if name in SHAPING}
+        return _flat("", {**variant, "train": told, "dataset": dataset})
+
+    card, now = found.card, job.settings.model_dump(mode="json")
+    before = state(card["variant"], card["settings"], card["dataset"])
+    after = state(to_dict(job.variant), now, job.dataset)
+    changed = {
+        name: [before.get(name), after.get(name)]
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+    earlier: list[dict[str, Any]] = list(card.get("changes", []))
+    return [*earlier, {"step": found.step, "changed": changed}] if changed else earlier
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

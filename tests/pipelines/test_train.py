@@ -190,9 +190,15 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "damaged",
         "half-written",
         "broken",
+        "parts",
+        "named",
+        "started",
     )
     at = {name: copy(data, base / name) for name in names}
-    run(data, 1, (at["one"], settings()))
+    run(
+        data, 1, (at["one"], settings()), (at["parts"], settings(accumulate=2, zero_stage=1)),
+        (at["named"], settings(name="mine", steps=3)),
+    )  # fmt: skip
     run(
         data, 2, *((at[f"zero-{zero}"], settings(zero_stage=zero)) for zero in (0, 1, 2)),
         (at["recomputed"], settings(variant="small_variant:recomputing", zero_stage=2)),
@@ -204,7 +210,11 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged = folder(at["damaged"], 4) / "generator.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x00")
     (folder(at["half-written"], 4) / "checkpoint.json").unlink()
-    run(data, 1, *((at[name], settings()) for name in ("resumed", "damaged", "half-written")))
+    run(
+        data, 1, *((at[name], settings()) for name in ("resumed", "damaged", "half-written")),
+        (at["named"], settings(name="mine", recipe={"lr_generator": 1e-3}, zero_stage=1)),
+        (at["started"], settings(init=str(folder(at["one"])), steps=1)),
+    )  # fmt: skip
     return base
 
 
@@ -212,6 +222,47 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("zero", [0, 1, 2])
 def test_two_workers_train_as_one_does(results: Path, zero: int) -> None:
     assert difference(results / "one", results / f"zero-{zero}") < TOLERANCE
+
+
+@pytest.mark.slow
+def test_accumulated_parts_train_as_the_whole_batch_does(results: Path) -> None:
+    assert difference(results / "one", results / "parts") < TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_named_training_goes_on_with_other_settings_and_records_them(results: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    card = json.loads((folder(results / "named") / "checkpoint.json").read_text())
+    assert card["run"] == "train/mine"
+    assert card["changes"] == [
+        {"step": 3, "changed": {"recipe.lr_generator": [0.0025, 0.001], "train.zero_stage": [0, 1]}}
+    ]
+    client = MlflowClient(f"sqlite:///{results}/named/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.data.tags["changed.recipe.lr_generator"] == "0.001"
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_the_weights_and_schedules_of_another(results: Path) -> None:
+    from safetensors.numpy import load_file
+
+    card = json.loads((folder(results / "started", 1) / "checkpoint.json").read_text())
+    assert card["samples"] == (STEPS + 1) * 4
+    assert card["init"]
+    before = load_file(folder(results / "one") / "generator.safetensors")
+    after = load_file(folder(results / "started", 1) / "generator.safetensors")
+    moved = max(float(np.abs(x - after[name]).max()) for name, x in before.items() if "noise" not in name)
+    assert 0 < moved < 0.02  # one update of Adam, not other weights
+
+
+def test_an_init_that_does_not_exist_is_one_line(data: Path) -> None:
+    from pipelines.train import plan
+
+    with pytest.raises(ValueError, match=r"train.init: train/none: no folder, and no training of .*; name"):
+        plan(workflow(data, init="train/none"))
+    with pytest.raises(ValueError, match=r"train.init: models:/pv3d: model 'models:/pv3d': write models"):
+        plan(workflow(data, init="models:/pv3d"))
 
 
 @pytest.mark.slow
@@ -394,12 +445,11 @@ if __name__ == "__main__":
     import torch
 
     from pipelines.train import work
+    from pipelines.train_init import prepare_init
 
     for given in json.loads(sys.argv[1]):
         storage = StorageSettings(**given["storage"])
-        work(
-            Job(
-                storage, TrainSettings(**given["settings"]), open_dataset(FolderStorage(storage.root)).version
-            )
-        )
+        store, training = FolderStorage(storage.root), TrainSettings(**given["settings"])
+        init = prepare_init(SimpleNamespace(train=training, storage=storage, store=lambda store=store: store))
+        work(Job(storage, training, open_dataset(store).version, init=init))
     torch.distributed.destroy_process_group()
