@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,8 +58,11 @@ def rgw_server():
 
 
 @pytest.fixture
-def no_aws(monkeypatch):
-    """Nothing of AWS is set for whoever runs the tests."""
+def no_aws(monkeypatch, tmp_path):
+    """Nothing of AWS is set for whoever runs the tests. Copies of objects lie in a folder of the test."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):

@@ -22,17 +22,20 @@ class FaultProxy:
     """Listens at `endpoint` and passes requests on to `target`. A context manager.
 
     Of all requests a share of `rate` fails, by a generator of this `seed`. `script` fails the next requests,
-    one fault each ("" for none; a number is a status that the server is not asked for).
+    one fault each ("" for none; a number is a status that the server is not asked for). `asked` are methods
+    and paths of all requests; `sent` counts bytes of what was read, by path.
     """
 
     def __init__(self, target: str, rate: float = 0.0, seed: int = 0) -> None:
         self.rate = rate
         self.script: deque[str] = deque()
         self.faults: Counter[str] = Counter()
+        self.asked: list[tuple[str, str]] = []
+        self.sent: Counter[str] = Counter()
         self.requests = 0
         self._target = urlsplit(target).netloc
         self._random = random.Random(seed)
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._outage: tuple[int, float] | None = None
         self._down_until = 0.0
 
@@ -58,7 +61,7 @@ class FaultProxy:
 
     def fault(self) -> str:
         """What the next request meets; "" for nothing."""
-        with self._lock:
+        with self.lock:
             self.requests += 1
             if self._outage is not None and self.requests > self._outage[0]:
                 self._down_until = time.monotonic() + self._outage[1]
@@ -99,12 +102,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.owner.asked.append((self.command, self.path))
         fault = self.owner.fault()
         if fault == "reset":
             return self._reset()
         if fault.isdigit():
             return self._answer(int(fault), [], b"")
         status, headers, data = self.owner.ask(self.command, self.path, self.headers, body)
+        if self.command == "GET":
+            with self.owner.lock:
+                self.owner.sent[self.path.partition("?")[0]] += len(data)
         if fault == "reset after":
             return self._reset()
         if fault == "500 after":

@@ -280,9 +280,10 @@ def test_a_full_disk_here_is_told_from_a_fault_of_the_server(direct, monkeypatch
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(direct._client, "download_file", full)
-    with pytest.raises(StorageError, match=r"No space left on device.*TMPDIR"), direct.local("k"):
-        pass
+    for store in (direct, open_storage(direct.root, **direct.s3, cache_gb=1.0)):
+        monkeypatch.setattr(store._client, "download_file", full)
+        with pytest.raises(StorageError, match=r"No space left on device.*TMPDIR"), store.local("k"):
+            pass
 
 
 def test_no_log_holds_a_secret_even_when_all_is_logged(direct, caplog, monkeypatch):
@@ -293,3 +294,72 @@ def test_no_log_holds_a_secret_even_when_all_is_logged(direct, caplog, monkeypat
         open_storage(direct.root, **direct.s3).check_writable()
     assert "of-this-hour" not in caplog.text
     assert "Credential=" not in caplog.text
+
+
+# --- copies that the processes of a machine share
+
+
+@pytest.fixture
+def shared(proxy, root):
+    """Makes a store that shares copies, behind the proxy, as each process has one."""
+    return lambda gb=1e-3: open_storage(root, endpoint=proxy.endpoint, addressing="path", cache_gb=gb)
+
+
+def test_an_object_is_fetched_once_by_all_stores_of_a_machine(shared, direct, proxy, root):
+    data = os.urandom(100_000)
+    direct.write("videos/a.mp4", data)
+    path = f"/{root.removeprefix('s3://')}/videos/a.mp4"
+    for gb, times in [(1e-3, 1), (0.0, 4), (5e-5, 4)]:       # shared; not shared; larger than all the room
+        proxy.sent.clear()
+        for store in (shared(gb), shared(gb)):
+            for _ in range(2):
+                with store.local("videos/a.mp4") as copy:
+                    assert copy.read_bytes() == data
+        assert proxy.sent[path] == times * len(data)
+
+
+def test_what_has_changed_is_fetched_again(shared, direct):
+    store = shared()
+    for data in (b"first", b"other", b"longer than both"):
+        direct.write("k", data)
+        with store.local("k") as copy:
+            assert copy.read_bytes() == data
+    direct.delete("k")
+    with pytest.raises(FileNotFoundError), store.local("k"):
+        pass
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_what_changes_while_it_is_fetched_is_never_kept_under_another_name(
+    shared, direct, monkeypatch, times
+):
+    store, changes = shared(), iter(range(times))
+    direct.write("k", b"before")
+    download = store._client.download_file
+
+    def slow(*arguments, **options):
+        for number in changes:
+            direct.write("k", b"version %d" % number)
+            break
+        download(*arguments, **options)
+
+    monkeypatch.setattr(store._client, "download_file", slow)
+    with store.local("k") as copy:
+        assert copy.read_bytes().startswith(b"version")
+    for _ in changes:
+        pass
+    with shared().local("k") as copy:
+        assert copy.read_bytes() == direct.read("k")
+
+
+def test_a_copy_survives_every_fault(shared, direct, proxy):
+    data = os.urandom(50_000)
+    direct.write("k", data)
+    store = shared()
+    with store.local("k"):
+        pass
+    for fault in FAULTS:
+        direct.write("k", data + fault.encode())
+        proxy.script.extend([fault, "", "", fault, fault])
+        with store.local("k") as copy:
+            assert copy.read_bytes() == data + fault.encode()
