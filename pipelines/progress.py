@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
+
+from pipelines.rates import Ahead, Rate, duration, per_second, times_left
 
 log = logging.getLogger(__name__)
 
 PLAIN_SECONDS = 10.0
+_LAST = 5                                    # failures that are kept to be told
 
 
 @dataclass
 class _Count:
     known: int = 0                           # units that need this stage, as far as seen
     done: int = 0
-    started: float = 0.0
+    sent: int = 0                            # what went on to the next stage
+    states: Counter[str] = field(default_factory=Counter)
+    rate: Rate | None = None                 # since the first unit was expected
     said: int = -1                           # units done when it was last told
 
-    @property
-    def rate(self) -> float:
-        """Units per second since the first one was seen."""
-        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+@dataclass(frozen=True)
+class Figures:
+    """Where a stage stands in this run."""
+
+    known: int
+    done: int
+    sent: int
+    states: dict[str, int]
+    per_s_now: float
+    per_s: float
+    eta_s: float | None                      # None while unknown
 
 
 class Progress:
-    """Counts units per stage and shows rate and time left."""
+    """Counts units per stage and shows rates and time left. `listing`: more units are still being found."""
 
-    def __init__(self, stages: list[str], console: Console | None = None) -> None:
+    def __init__(self, stages: list[str], console: Console | None = None, *, listing: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.counts = {stage: _Count() for stage in stages}
-        self._said = time.monotonic()
+        self.failures: deque[dict[str, str]] = deque(maxlen=_LAST)
+        self.listing = listing
+        self.crew: dict[str, Any] = {}       # per pool, as the executor says
+        self._said = self._told = time.monotonic()
         self._bars: Bars | None = None
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, Any] = {}
+        self._lock = threading.Lock()        # `pipelines.live` reads from a thread of its own
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
             self._bars = Bars(
-                TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=self.console,
+                TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.fields[text]}"),
+                console=self.console,
             )  # fmt: skip
             self._bars.start()
         return self
@@ -52,42 +72,86 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
+            self._show()
             self._bars.stop()
         elif kind is None and any(count.done for count in self.counts.values()):
             self._say()
 
     def expect(self, stage: str, units: int = 1) -> None:
         """More units need this stage."""
-        count = self.counts[stage]
-        count.started = count.started or time.monotonic()
-        count.known += units
-        self._show(stage)
+        with self._lock:
+            count = self.counts[stage]
+            count.rate = count.rate or Rate(time.monotonic())
+            count.known += units
 
-    def done(self, stage: str, units: int = 1) -> None:
-        """Units have ended at this stage, in whatever state."""
-        self.counts[stage].done += units
-        self._show(stage)
+    def all_listed(self) -> None:
+        """No units come any more but those that stages send on."""
+        self.listing = False
+
+    def done(self, stage: str, units: int = 1, *, sent: int = 0, state: str = "") -> None:
+        """Units have ended at this stage; `sent` is what came out and goes on."""
+        with self._lock:
+            count, now_s = self.counts[stage], time.monotonic()
+            count.rate = count.rate or Rate(now_s)
+            count.rate.add(units, now_s)
+            count.done += units
+            count.sent += sent
+            if state:
+                count.states[state] += units
+
+    def failed(self, stage: str, unit: str, reason: str) -> None:
+        """A unit was given up; the last few are told."""
+        with self._lock:
+            self.failures.append({"stage": stage, "unit": unit, "reason": reason})
 
     def tick(self) -> None:
         """Say where things stand, when it is time to; call it often."""
-        if self._bars is None and time.monotonic() - self._said >= PLAIN_SECONDS:
+        now_s = time.monotonic()
+        if self._bars is not None and now_s - self._told >= 0.25:
+            self._told = now_s
+            self._show()
+        if self._bars is None and now_s - self._said >= PLAIN_SECONDS:
             self._say()
 
-    def _show(self, stage: str) -> None:
+    def figures(self) -> dict[str, Figures]:
+        """Of the stages that something has come to."""
+        with self._lock:
+            now_s = time.monotonic()
+            seen = {name: (count, count.rate) for name, count in self.counts.items() if count.rate}
+            ahead = [
+                Ahead(count.known - count.done, count.sent / max(count.done, 1), rate.now(now_s))
+                for count, rate in seen.values() if rate
+            ]  # fmt: skip
+            left = times_left(ahead)[0]
+            return {
+                name: Figures(
+                    count.known, count.done, count.sent, dict(count.states), rate.now(now_s),
+                    rate.mean(now_s), None if self.listing else eta,
+                )
+                for (name, (count, rate)), eta in zip(seen.items(), left, strict=True) if rate
+            }  # fmt: skip
+
+    def _show(self) -> None:
         if self._bars is None:
             return
-        count = self.counts[stage]
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=count.known, rate="")
-        self._bars.update(
-            self._tasks[stage], total=count.known, completed=count.done, rate=f"{count.rate:.2g}/s"  # type: ignore[arg-type]
-        )
+        for stage, found in self.figures().items():
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=found.known, text="")
+            text = self._text(found)
+            self._bars.update(self._tasks[stage], total=found.known, completed=found.done, text=text)
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        for stage, count in self.counts.items():
-            if count.known and count.said != count.done:
-                count.said = count.done
-                left = (count.known - count.done) / count.rate if count.done else 0.0
-                eta = f", {left:.0f} s left" if count.done < count.known and count.done else ""
-                log.info("%s: %d of %d, %.2g/s%s", stage, count.done, count.known, count.rate, eta)
+        for stage, found in self.figures().items():
+            count = self.counts[stage]
+            if found.known and count.said != found.done:
+                count.said = found.done
+                log.info("%s: %s", stage, self._text(found))
+
+    def _text(self, found: Figures) -> str:
+        """"12 of 40, 1.2/s, 23 s left"; "of 40 so far" while units are still being found."""
+        more = " so far" if self.listing else ""
+        over = found.done >= found.known and not self.listing
+        eta = f", {duration(found.eta_s)} left" if found.eta_s and not over else ""
+        rate = per_second(found.per_s if over else found.per_s_now)
+        return f"{found.done} of {found.known}{more}, {rate}{eta}"
