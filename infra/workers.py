@@ -77,8 +77,8 @@ def run_workers(
             train_loop_config=argument,
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpu, resources_per_worker={**each, **({"GPU": 1} if gpu else {})},
-                placement_strategy=placement,
+                num_workers=workers, use_gpu=gpu, placement_strategy=placement,
+                resources_per_worker={**each, **({"GPU": 1} if gpu else {})},
             ),
             run_config=RunConfig(
                 name="train", storage_path=folder, failure_config=FailureConfig(max_failures=restarts),
