@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+from infra import interrupts
+
 _MOST = "PV3D_CLUSTER_MAX"
 _ANSWER_SECONDS = 15.0
 _OBJECTS = 1 << 30  # bytes: only clips travel, and Ray would take a third of the memory
@@ -30,13 +32,16 @@ def start(address: str | None = None, *, cpus: int | None = None, log_to_driver:
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     common: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "WARNING"}
     if where == "local":
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECTS, **common
-        )  # fmt: skip
+        with interrupts.kept():
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECTS,
+                **common,
+            )  # fmt: skip
         return
     check_address(where)
     try:
-        ray.init(address=where, **common)
+        with interrupts.kept():
+            ray.init(address=where, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"--ray-address {where}: cannot be joined ({first})") from None

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from infra import interrupts
 from infra.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,8 @@ class Lease:
 
     def _interrupt(self) -> None:
         """As Ctrl-C does; `hold` turns it into what `check` says."""
-        main = threading.main_thread().ident
-        if self._main and main is not None and not self._over.is_set():
-            signal.pthread_kill(main, signal.SIGINT)
+        if self._main and not self._over.is_set():
+            interrupts.stop_main()
 
 
 @contextlib.contextmanager
@@ -139,15 +138,16 @@ def hold(
 
     Raises LeaseError when another run has it, unless `wait`, and when another one took it over meanwhile.
     """
-    lease = acquire(store, what, expires_s=expires_s, wait=wait)
-    try:
-        lease.start()
-        yield lease
-    except KeyboardInterrupt:
-        lease.check()
-        raise
-    finally:
-        lease.release()
+    with interrupts.caught():
+        lease = acquire(store, what, expires_s=expires_s, wait=wait)
+        try:
+            lease.start()
+            yield lease
+        except KeyboardInterrupt:
+            lease.check()
+            raise
+        finally:
+            lease.release()
 
 
 def acquire(store: Storage, what: str, *, expires_s: float = EXPIRES_S, wait: bool = False) -> Lease:
@@ -156,17 +156,16 @@ def acquire(store: Storage, what: str, *, expires_s: float = EXPIRES_S, wait: bo
     me = Owner(
         what, os.urandom(4).hex(), socket.gethostname(), pid, _place(), _process(pid), _now(), expires_s
     )
-    _held.add(me.run)
-    try:
+    with contextlib.ExitStack() as undone:
+        _held.add(me.run)
+        undone.callback(_held.discard, me.run)
         while True:
             number = last_number(store.list(FOLDER))
             if number and not _over(store, number, wait):
                 continue                     # yet another run was quicker
             if store.create(_key(number + 1), json.dumps(asdict(me)).encode()):
+                undone.pop_all()
                 return Lease(store, number + 1, me)
-    except BaseException:
-        _held.discard(me.run)
-        raise
 
 
 def last_number(keys: Iterator[str] | Collection[str]) -> int:

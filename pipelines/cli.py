@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,13 +29,15 @@ _OF_PLACES = {
 
 
 class _Program(click.Group):
-    """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
+    """Turns a user's mistake into one line and exit status 2, SIGINT into 130 and SIGTERM into 143."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from infra.storage import StorageError  # infra.storage imports nothing heavy
+        from infra import interrupts  # these two import nothing heavy
+        from infra.storage import StorageError
 
         try:
-            return super().invoke(ctx)
+            with interrupts.caught():
+                return super().invoke(ctx)
         except (ValueError, StorageError) as error:
             if os.environ.get("PV3D_DEBUG"):
                 traceback.print_exc()
@@ -47,8 +50,10 @@ class _Program(click.Group):
             click.echo(f"pv3d: {place[:200]!r}: {error.strerror}; choose another place", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("pv3d: interrupted; what is done is kept, the same command continues", err=True)
-            ctx.exit(130)
+            how = interrupts.last()
+            what = "interrupted" if how == signal.SIGINT else f"ended by {how.name}"
+            click.echo(f"pv3d: {what}; what is done is kept, the same command continues", err=True)
+            ctx.exit(128 + how)
 
 
 @contextlib.contextmanager

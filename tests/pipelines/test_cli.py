@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.storage import FolderStorage
+
 TINY = str(Path(__file__).parent)
 
 
@@ -128,7 +130,7 @@ def test_a_bug_shows_stage_clip_and_the_original_traceback(tiny):
     assert "KeyError: 'no such thing'" in answer.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_run_that_was_ended_continues_to_the_same_bytes(tiny, tmp_path_factory, how):
     slow = ("--set", "stages.Mark.seconds=0.1", "--set", "source.count=20")
     words = ("run", tiny.path, "--until", "Write", "--in-process", *slow)
@@ -137,14 +139,19 @@ def test_a_run_that_was_ended_continues_to_the_same_bytes(tiny, tmp_path_factory
             time.sleep(0.02)
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    if how == signal.SIGINT:
+    kept = how != signal.SIGKILL
+    assert process.returncode == (128 + how if kept else -how)
+    if kept:
+        what = "interrupted" if how == signal.SIGINT else f"ended by {how.name}"
         assert "Traceback" not in errors
-        assert errors.strip().splitlines()[-1].startswith("pv3d: interrupted; what is done is kept")
+        assert errors.strip().splitlines()[-1].startswith(f"pv3d: {what}; what is done is kept")
+        assert list(FolderStorage(tiny.root).list("lease"))[-2:] == [
+            "lease/00000001.end.json", "lease/00000001.json"
+        ]  # fmt: skip
     first = [line for line in tiny.calls() if line.startswith("Mark")]
     again = pv3d(*words)
     assert again.returncode == 0, again.stderr
-    if how == signal.SIGINT:  # every unit that had ended is kept
+    if kept:  # every unit that had ended is kept
         assert len([line for line in tiny.calls() if line.startswith("Mark")]) <= 40 - len(first) + 1
     other = type(tiny)(tmp_path_factory.mktemp("other"))
     assert pv3d("run", other.path, *words[2:]).returncode == 0
