@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from infra.storage import Storage
-from pipelines.ledger import DAMAGED, ClipFile, Output, Record, read_segment, write_segment
+from pipelines.records import Output, Record
+from pipelines.segments import DAMAGED, ClipFile, read_segment, rows_of, write_segment
 from stages.clip import Clip
 from stages.takedown import TAKEN_DOWN
 
@@ -70,14 +71,14 @@ def _rewrite(store: Storage, key: str, records: list[Record], means: Means) -> N
     held = clips(store, key)
     kept: list[Record] = []
     rows: list[Clip] = []
-    for record in records:
+    for record, of_record in rows_of(records):
         if means(record.unit) or held is None:
             continue  # of a segment that cannot be read, all units are done again
         outputs = []
-        for number, out in enumerate(record.outputs):
+        for row, out in zip(of_record, record.outputs, strict=True):
             gone = means(out.id)
             outputs.append(Output(out.id, "", "rejected", TAKEN_DOWN) if gone else out)
-            rows.append(Clip(out.id, record.source, "") if gone else held.clip(record.row + number))
+            rows.append(Clip(out.id, record.source, "") if gone else held.clip(row))
         kept.append(_judged(replace(record, outputs=outputs)))
     if kept:
         ids = "\n".join(f"{r.unit} {[(out.id, out.digest) for out in r.outputs]}" for r in kept)

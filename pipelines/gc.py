@@ -24,10 +24,10 @@ from typing import Any
 
 from infra import lease
 from infra.storage import Entry, Storage
-from pipelines.ledger import SCHEMA
 from pipelines.policy import FOLDER as TAKEDOWNS
 from pipelines.policy import STATE
 from pipelines.reachable import reachable
+from pipelines.segments import SCHEMA
 from pipelines.workflow import Workflow
 from stages.dataset import LATEST, TOMBSTONE
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipelines.ledger import Ledger, Ref, members_digest
+from pipelines.ledger import Ledger, Record, Ref, holds, in_pages, members_digest
 from pipelines.pools import Work
+from pipelines.spool import Spool
 from pipelines.work import Piece
 from pipelines.workflow import Step
 from stages.base import GroupStage, Stage
 from stages.clip import Clip
 
+PAGE = 256                                   # units that are looked up at a time
 
 def clips_of(work: Work, ledger: Ledger) -> list[Clip]:
     """The clips that a work's stages get, in the order of its refs. Raises LostSegmentError."""
@@ -47,28 +49,41 @@ def restore(piece: Piece, whole: Clip, writes: tuple[str, ...]) -> None:
 
 
 def in_storage_order(refs: Iterable[Ref]) -> list[Ref]:
-    """By segment and row, so that each segment is opened once."""
-    return sorted(refs, key=lambda ref: (ref.segment, ref.row))
+    """As they lie in the store, so that each part of it is read once."""
+    return sorted(refs, key=lambda ref: (ref.segment, ref.at or ()))
 
 
-def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> dict[str, list[Ref]]:
-    """Members of every group of a group stage, sorted by id."""
+def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> Iterator[tuple[str, list[Ref]]]:
+    """Every group of a group stage with its members, sorted by id; one after the other, sorted by name."""
     assert isinstance(step.stage, GroupStage)
-    groups: dict[str, list[Ref]] = {}
-    for ref in refs:
-        record = ledger.current(step.name, step.key, ref)
-        group = record.group if record else step.stage.group(ledger.load(ref, arrays=()))
-        groups.setdefault(group, []).append(ref)
-    return {group: sorted(members, key=lambda ref: ref.id) for group, members in groups.items()}
+    spool = Spool(ledger)
+    for page in in_pages(refs, PAGE):
+        records = ledger.fetch(step.name, [ref.id for ref in page])
+        for ref in page:
+            record = records.get(ref.id)
+            if record is not None and holds(record, step.key, ref):
+                spool.add(ref, record.group)
+            else:
+                spool.add(ref, step.stage.group(ledger.load(ref, arrays=())))
+    return spool.groups()
+
+
+def group_records(step: Step, ledger: Ledger, members: list[Ref]) -> list[Record] | None:
+    """The records of a group, in the order of its members, or None when it is not done with exactly these."""
+    digest = members_digest(members)
+    records: list[Record] = []
+    for start in range(0, len(members), PAGE):
+        page = members[start : start + PAGE]
+        found = ledger.fetch(step.name, [ref.id for ref in page])
+        for ref in page:
+            record = found.get(ref.id)
+            if record is None or record.members != digest or not holds(record, step.key, ref):
+                return None
+            records.append(record)
+    return records
 
 
 def group_outputs(step: Step, ledger: Ledger, members: list[Ref]) -> list[Ref] | None:
     """What came out of a group, or None when it is not done with exactly these members."""
-    digest = members_digest(members)
-    outputs: list[Ref] = []
-    for ref in members:
-        record = ledger.current(step.name, step.key, ref)
-        if record is None or record.members != digest:
-            return None
-        outputs.extend(ledger.outputs(record))
-    return outputs
+    records = group_records(step, ledger, members)
+    return None if records is None else [out for record in records for out in ledger.outputs(record)]

@@ -8,132 +8,57 @@ A record is current when the stage (class, version, settings) and the digest of 
 of now. So nothing is redone below a stage whose output did not change, and the number of workers does not
 matter. A segment is some hundred units or some seconds of work, never one object per unit. Later segments
 win; a damaged or older one is passed over with a warning, and its units are done again.
+
+No more of it is in memory than what is in use: see `pipelines.index`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import itertools
 import json
 import logging
 import os
-import sys
 import time
-import zipfile
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
-import numpy as np
-
-from infra.storage import Storage
+from infra.storage import FolderStorage, Storage
+from pipelines.index import PAGE_ROWS, Index, Row
+from pipelines.records import At, Output, Record, Ref, from_lines, members_digest, pairs_digest
+from pipelines.segments import (
+    DAMAGED,
+    SCHEMA,
+    ClipFile,
+    checked,
+    encode_clips,
+    lines_of,
+    read_segment,
+    unpack,
+    write_segment,
+)
 from stages.clip import Clip
+
+__all__ = [
+    "DAMAGED", "SCHEMA", "At", "ClipFile", "Ledger", "LostSegmentError", "Output", "Record", "Ref",
+    "encode_clips", "members_digest", "pairs_digest", "read_segment", "write_segment",
+]
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
 BATCH_UNITS = 256
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 5.0
-OPEN_SEGMENTS = 64
-
-# What reading a segment raises that is not as it was written.
-DAMAGED = (
-    ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, zipfile.BadZipFile,
-    zlib.error,
-)
-
-
-@dataclass(slots=True)
-class Output:
-    """One clip that came out of a unit."""
-
-    id: str
-    digest: str
-    state: str = "ok"                        # ok or rejected
-    reason: str = ""
-    detail: str = ""
-    identity: str = ""
-
-
-@dataclass(slots=True)
-class Record:
-    """What a stage did to one unit."""
-
-    unit: str
-    source: str
-    key: str                                 # of the stage
-    input: str                               # digest of the clip that went in
-    state: str                               # ok, rejected or failed
-    reason: str = ""
-    detail: str = ""
-    attempts: int = 1
-    seconds: float = 0.0
-    outputs: list[Output] = field(default_factory=list)
-    group: str = ""                          # group stages: the group and the digest of all its members
-    members: str = ""
-    again: bool = False                      # failed, and the next run tries it again
-    segment: str = ""                        # where it was read from; not written
-    row: int = 0                             # of its first output in the segment
-
-
-@dataclass(slots=True)
-class Ref:
-    """A clip that may still be in the store: cheap to hold by the million."""
-
-    id: str
-    digest: str
-    source: str
-    identity: str = ""
-    segment: str = ""
-    row: int = 0
-    clip: Clip | None = None
+BLOCK_BYTES = 256 << 10                      # clips are read by blocks of so many
+BLOCKS = 128                                 # that are kept
+READERS = 8                                  # segments that are fetched at once from a store far away
+LISTINGS = 5                                 # while segments vanish, as somebody merges them
 
 
 class LostSegmentError(Exception):
     """The clips of a segment cannot be read; its records were dropped, plan again."""
-
-
-def encode_clips(clips: Sequence[Clip]) -> bytes:
-    """Clips as one npz without pickle; `ClipFile` reads them back."""
-    members: dict[str, Any] = {}
-    lines = []
-    for row, clip in enumerate(clips):
-        values, arrays = clip.to_record()
-        lines.append(json.dumps(values, separators=(",", ":")))
-        members.update({f"{row}.{name}": array for name, array in arrays.items()})
-    members["values"] = np.frombuffer("\n".join(lines).encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **members)
-    return buffer.getvalue()
-
-
-class ClipFile:
-    """The clips of one npz; only what is asked for is read."""
-
-    def __init__(self, data: bytes) -> None:
-        self._npz = np.load(io.BytesIO(data), allow_pickle=False)
-        text = self._npz["values"].tobytes().decode()
-        self._lines = text.split("\n") if text else []
-        self._names: dict[int, list[str]] = {}
-        for name in self._npz.files:
-            row, dot, _ = name.partition(".")
-            if dot:
-                self._names.setdefault(int(row), []).append(name)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def clip(self, row: int, arrays: Collection[str] | None = None) -> Clip:
-        """The clip of a row; with `arrays`, only these of its arrays."""
-        fields = {name.partition(".")[2]: name for name in self._names.get(row, [])}
-        held = {f: self._npz[name] for f, name in fields.items() if arrays is None or f in arrays}
-        return Clip.from_record(json.loads(self._lines[row]), held)
 
 
 class Ledger:
@@ -142,49 +67,65 @@ class Ledger:
     def __init__(self, store: Storage) -> None:
         self.store = store
         self.told: Callable[[str, Record], None] | None = None   # of every record that is added
-        self._records: dict[str, dict[str, Record]] = {}
-        self._pending: dict[str, list[tuple[Record, list[Ref]]]] = {}
+        self._index = Index()
+        self._lost: set[str] = set()                     # segments that turned out to be damaged
+        self._pending: dict[str, dict[str, tuple[Record, list[Ref]]]] = {}
         self._since: dict[str, float] = {}
         self._waiting_bytes: dict[str, int] = {}
-        self._open: OrderedDict[str, ClipFile] = OrderedDict()
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._numbers = itertools.count()
-        self._sizes: dict[str, int] = {}
 
     # --- reading -----------------------------------------------------------------------------------------
 
-    def records(self, stage: str) -> dict[str, Record]:
-        """The latest record of every unit of a stage."""
-        if stage not in self._records:
-            found: dict[str, Record] = {}
-            keys = list(self.store.list(f"ledger/{stage}"))
-            present = set(keys)
-            for key in keys:
-                if key.endswith(".jsonl"):
-                    found.update((record.unit, record) for record in self._segment(key, present))
-            self._records[stage] = found
-        return self._records[stage]
+    def record(self, stage: str, unit: str) -> Record | None:
+        """The latest record of a unit."""
+        return self.fetch(stage, (unit,)).get(unit)
+
+    def fetch(self, stage: str, units: Sequence[str]) -> dict[str, Record]:
+        """`record` of many units at once, those that have one."""
+        self._load(stage)
+        found: dict[str, Record] = {}
+        for start in range(0, len(units), PAGE_ROWS):
+            rows = self._index.some(stage, units[start : start + PAGE_ROWS])
+            found.update((record.unit, record) for record in self._parsed(rows))
+        if pending := self._pending.get(stage):
+            found.update((unit, pending[unit][0]) for unit in units if unit in pending)
+        return found
+
+    def records(self, stage: str) -> Iterator[Record]:
+        """The latest record of every unit of a stage, in the order of the store."""
+        self._load(stage)
+        for rows in self._index.all(stage):
+            pending = self._pending.get(stage, {})
+            yield from (record for record in self._parsed(rows) if record.unit not in pending)
+        for record, _ in list(self._pending.get(stage, {}).values()):
+            yield record
+
+    def count(self, stage: str) -> int:
+        """Units that have a record of a stage."""
+        self._load(stage)
+        pending = self._pending.get(stage, {})
+        return self._index.count(stage) + len(pending) - len(self._index.some(stage, list(pending)))
 
     def current(self, stage: str, key: str, ref: Ref, barred_key: str = "") -> Record | None:
         """The record of a unit, when it holds for this key (or that of barred units) and this input."""
-        record = self.records(stage).get(ref.id)
-        holds = record is not None and record.key in (key, barred_key) and record.input == ref.digest
-        return record if holds else None
-
-    def _segment(self, key: str, present: set[str]) -> list[Record]:
-        try:
-            if key.removesuffix("jsonl") + "npz" not in present:
-                raise ValueError("no arrays")
-            return read_segment(self.store, key)
-        except DAMAGED as error:
-            log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
-            return []
+        record = self.record(stage, ref.id)
+        return record if record is not None and holds(record, key, ref, barred_key) else None
 
     def outputs(self, record: Record) -> list[Ref]:
         """The clips that came out of a unit and go on."""
         return [
-            Ref(out.id, out.digest, record.source, out.identity, record.segment, record.row + number)
-            for number, out in enumerate(record.outputs)
+            Ref(out.id, out.digest, record.source, out.identity, record.segment, out.at, out.clip)
+            for out in record.outputs
             if out.state == "ok"
+        ]
+
+    def rejected(self, record: Record) -> list[tuple[Ref, Output]]:
+        """The clips that came out of a unit and do not go on."""
+        return [
+            (Ref(out.id, out.digest, record.source, out.identity, record.segment, out.at, out.clip), out)
+            for out in record.outputs
+            if out.state != "ok"
         ]
 
     def load(self, ref: Ref, arrays: Collection[str] | None = None) -> Clip:
@@ -192,53 +133,135 @@ class Ledger:
         if ref.clip is not None:
             return ref.clip
         try:
-            return self._file(ref.segment).clip(ref.row, arrays)
+            line = self._line(ref)
+            start = ref.at[3] if ref.at else 0
+            return unpack(line, lambda at, n: self._read(ref.segment, start + at, n), arrays)
         except (FileNotFoundError, *DAMAGED) as error:
-            self.drop(ref.segment)
-            log.warning("ledger: %s is damaged (%s); its units are done again", ref.segment, error)
-            raise LostSegmentError(ref.segment) from error
+            raise self._is_lost(ref.segment, error) from error
 
-    def _file(self, segment: str) -> ClipFile:
-        if segment not in self._open:
-            data = self.store.read(segment.removesuffix("jsonl") + "npz")
-            header = json.loads(self.store.read(segment).partition(b"\n")[0])
-            if hashlib.sha256(data).hexdigest() != header["arrays_sha256"]:
-                raise ValueError("checksum of the arrays")
-            while len(self._open) >= OPEN_SEGMENTS or self._open_bytes() + len(data) > 4 * BATCH_BYTES:
-                if not self._open:
-                    break
-                self._sizes.pop(self._open.popitem(last=False)[0])
-            self._open[segment] = ClipFile(data)
-            self._sizes[segment] = len(data)
-        self._open.move_to_end(segment)
-        return self._open[segment]
+    def values(self, ref: Ref) -> bytes:
+        """The line of a written clip: see `pipelines.segments.unpack`. Raises LostSegmentError."""
+        try:
+            return self._line(ref)
+        except (FileNotFoundError, *DAMAGED) as error:
+            raise self._is_lost(ref.segment, error) from error
 
-    def _open_bytes(self) -> int:
-        return sum(self._sizes.values())
+    def _line(self, ref: Ref) -> bytes:
+        if ref.at is None:
+            raise ValueError("its place is not known")
+        start, length, _, _ = ref.at
+        return checked(self._read(ref.segment, start, length), ref.at)
+
+    def _read(self, segment: str, start: int, length: int) -> bytes:
+        """A range of the .npz of a segment, by blocks that are kept for a while."""
+        first, last = start // BLOCK_BYTES, max(start, start + length - 1) // BLOCK_BYTES
+        if last - first > BLOCKS // 4:
+            return self.store.read_range(_arrays_of(segment), start, length)
+        blocks = [self._block(segment, number) for number in range(first, last + 1)]
+        begin = start - first * BLOCK_BYTES
+        joined = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        return joined[begin : begin + length]
+
+    def _block(self, segment: str, number: int) -> bytes:
+        place = (segment, number)
+        if place not in self._blocks:
+            self._load(segment.split("/")[1])
+            start = number * BLOCK_BYTES
+            length = min(BLOCK_BYTES, self._index.segment(segment).arrays - start)
+            data = self.store.read_range(_arrays_of(segment), start, length) if length > 0 else b""
+            while len(self._blocks) >= BLOCKS:
+                self._blocks.popitem(last=False)
+            self._blocks[place] = data
+        self._blocks.move_to_end(place)
+        return self._blocks[place]
+
+    # --- from the store ----------------------------------------------------------------------------------
+
+    def _load(self, stage: str) -> None:
+        for attempt in range(LISTINGS):
+            if self._index.has(stage):
+                return
+            try:
+                self._load_now(stage)
+            except FileNotFoundError as error:           # merged by a run while this one only looks
+                self._index.forget(stage)
+                if attempt + 1 == LISTINGS:
+                    raise LostSegmentError(f"ledger/{stage}") from error
+
+    def _load_now(self, stage: str) -> None:
+        sizes = {entry.key: entry.bytes for entry in self.store.entries(f"ledger/{stage}")}
+        keys = [key for key in sizes if key.endswith(".jsonl") and key not in self._lost]
+        self._index.open(stage)
+        for key, data in self._fetched(keys):
+            try:
+                if (arrays := sizes.get(_arrays_of(key))) is None:
+                    raise ValueError("no arrays")
+                self._index.put(stage, key, arrays, lines_of(data, key, arrays))
+            except DAMAGED as error:
+                log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
+        self._index.seal(stage)
+
+    def _fetched(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """(key, content), in order; from afar some are on their way at once."""
+        if isinstance(self.store, FolderStorage):
+            yield from ((key, self.store.read(key)) for key in keys)
+            return
+        with ThreadPoolExecutor(READERS) as threads:
+            for start in range(0, len(keys), 4 * READERS):
+                some = keys[start : start + 4 * READERS]
+                yield from zip(some, threads.map(self.store.read, some), strict=True)
+
+    def _parsed(self, rows: Sequence[Row]) -> list[Record]:
+        """Records of rows; none of a segment that was forged: whoever wrote it knew the checksums."""
+        keys = [self._index.key(number) for _, number, _ in rows]
+        lines = [line for _, _, line in rows]
+        try:
+            return from_lines(lines, keys)
+        except DAMAGED:
+            return list(itertools.chain.from_iterable(map(self._sound, lines, keys)))
+
+    def _sound(self, line: str, key: str) -> list[Record]:
+        try:
+            return from_lines([line], [key])
+        except DAMAGED as error:
+            log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
+            return []
+
+    def _is_lost(self, segment: str, error: Exception) -> LostSegmentError:
+        log.warning("ledger: %s is damaged (%s); its units are done again", segment, error)
+        self.drop(segment)
+        return LostSegmentError(segment)
 
     def drop(self, segment: str) -> None:
-        """Forget a segment that turned out to be damaged."""
-        stage = segment.split("/")[1]
-        kept = {unit: r for unit, r in self.records(stage).items() if r.segment != segment}
-        self._records[stage] = kept
+        """Forget a segment that turned out to be damaged. One that is gone was merged, or deleted."""
+        if segment.count("/") != 2:
+            return
+        self._lost.add(segment)
+        for place in [place for place in self._blocks if place[0] == segment]:
+            del self._blocks[place]
+        self._index.forget(segment.split("/")[1])
         with contextlib.suppress(OSError):  # in a store that only reads, it is passed over each time
             self.store.delete(segment)
+
+    def close(self) -> None:
+        """Free the disk; what is not flushed is lost."""
+        self._index.close()
 
     # --- writing -----------------------------------------------------------------------------------------
 
     def add(self, stage: str, record: Record, clips: Sequence[Clip]) -> list[Ref]:
         """Note a record with the clips of its outputs, in order. Returns those that go on."""
-        refs = [
-            Ref(out.id, out.digest, record.source, out.identity, clip=clip)
-            for out, clip in zip(record.outputs, clips, strict=True)
-        ]
-        self.records(stage)[record.unit] = record
+        refs = []
+        for out, clip in zip(record.outputs, clips, strict=True):
+            out.clip = clip
+            refs.append(Ref(out.id, out.digest, record.source, out.identity, clip=clip))
         if self.told is not None:
             self.told(stage, record)
-        self._pending.setdefault(stage, []).append((record, refs))
+        batch = self._pending.setdefault(stage, {})
+        batch[record.unit] = (record, refs)
         self._since.setdefault(stage, time.monotonic())
         self._waiting_bytes[stage] = self._waiting_bytes.get(stage, 0) + sum(map(_size, clips))
-        if len(self._pending[stage]) >= BATCH_UNITS or self._waiting_bytes[stage] >= BATCH_BYTES:
+        if len(batch) >= BATCH_UNITS or self._waiting_bytes[stage] >= BATCH_BYTES:
             self._write(stage)
         return [ref for ref, out in zip(refs, record.outputs, strict=True) if out.state == "ok"]
 
@@ -250,17 +273,18 @@ class Ledger:
                 self._write(stage)
 
     def _write(self, stage: str) -> None:
-        batch = self._pending[stage]
+        batch = list(self._pending[stage].values())
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         segment = f"ledger/{stage}/{stamp}-{next(self._numbers):06d}-{os.urandom(3).hex()}.jsonl"
-        clips = [ref.clip for _, refs in batch for ref in refs if ref.clip is not None]
-        write_segment(self.store, segment, [record for record, _ in batch], clips)
-        row = 0
+        records = [record for record, _ in batch]
+        clips = [out.clip for record in records for out in record.outputs if out.clip is not None]
+        lines, arrays = write_segment(self.store, segment, records, clips)
         for record, refs in batch:
-            record.segment, record.row = segment, row
-            for ref in refs:
-                ref.segment, ref.row, ref.clip = segment, row, None
-                row += 1
+            record.segment = segment
+            for ref, out in zip(refs, record.outputs, strict=True):
+                ref.segment, ref.at, ref.clip, out.clip = segment, out.at, None, None
+        if self._index.has(stage):
+            self._index.put(stage, segment, arrays, lines)
         del self._pending[stage], self._since[stage], self._waiting_bytes[stage]
 
     def finished(self, stage: str) -> str:
@@ -278,60 +302,20 @@ class Ledger:
         self.store.write(f"ledger/{stage}/finished.json", json.dumps({"digest": digest}).encode())
 
 
-def read_segment(store: Storage, key: str) -> list[Record]:
-    """The records of a segment, none of one of another version. Raises ValueError, KeyError or TypeError."""
-    head, _, body = store.read(key).partition(b"\n")
-    header = json.loads(head)
-    if header["schema"] != SCHEMA:
-        log.warning("ledger: %s is of another version; its units are done again", key)
-        return []
-    lines = body.splitlines()
-    if len(lines) != header["rows"] or hashlib.sha256(body).hexdigest() != header["sha256"]:
-        raise ValueError("checksum")
-    records = [_parse(line, key) for line in lines]
-    row = 0
-    for record in records:
-        record.row = row
-        row += len(record.outputs)
-    return records
+def holds(record: Record, key: str, ref: Ref, barred_key: str = "") -> bool:
+    """Whether a record of a unit is current: of this key (or that of barred units) and this input."""
+    return record.key in (key, barred_key) and record.input == ref.digest
 
 
-def write_segment(store: Storage, key: str, records: Sequence[Record], clips: Sequence[Clip]) -> None:
-    """Records with the clips of all their outputs, in order; the last write commits them."""
-    arrays = encode_clips(clips)
-    body = "".join(_line(record) for record in records).encode()
-    header = {
-        "schema": SCHEMA, "stage": key.split("/")[1], "rows": len(records),
-        "sha256": hashlib.sha256(body).hexdigest(), "arrays_bytes": len(arrays),
-        "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
-    }  # fmt: skip
-    store.write(key.removesuffix("jsonl") + "npz", arrays)
-    store.write(key, json.dumps(header).encode() + b"\n" + body)
+def in_pages(refs: Iterable[Ref], size: int) -> Iterator[list[Ref]]:
+    """The same, `size` at a time."""
+    iterator = iter(refs)
+    while page := list(itertools.islice(iterator, size)):
+        yield page
 
 
-def members_digest(refs: Sequence[Ref]) -> str:
-    """sha256 (hex) of ids and digests, whatever their order."""
-    text = json.dumps(sorted((ref.id, ref.digest) for ref in refs))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _line(record: Record) -> str:
-    values = asdict(record)
-    for name in ("segment", "row"):
-        del values[name]
-    values["seconds"] = round(record.seconds, 4)
-    return json.dumps(values, separators=(",", ":")) + "\n"
-
-
-def _parse(line: bytes, segment: str) -> Record:
-    values = _shared(json.loads(line))
-    values["outputs"] = [Output(**_shared(out)) for out in values["outputs"]]
-    return Record(**values, segment=segment)
-
-
-def _shared(values: dict[str, Any]) -> dict[str, Any]:
-    """Equal texts once in memory: an output of one stage is the input of the next."""
-    return {name: sys.intern(v) if type(v) is str else v for name, v in values.items()}
+def _arrays_of(segment: str) -> str:
+    return segment.removesuffix("jsonl") + "npz"
 
 
 def _size(clip: Clip) -> int:

@@ -7,21 +7,16 @@ workflow does not have, of a video of which something on the way is still to be 
 
 from __future__ import annotations
 
-import io
 import logging
 import re
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
+from itertools import groupby
 
 from infra.storage import Storage
-from pipelines.ledger import Ledger, Record
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from pipelines.ledger import Ledger
+from pipelines.records import At, Record
+from pipelines.segments import DAMAGED, checked
 
 log = logging.getLogger(__name__)
 
@@ -42,77 +37,65 @@ def reachable(store: Storage, stages: Sequence[str]) -> Reachable:
     """Everything that counts. `stages`: the names of the workflow's, in its order. Reads the whole ledger."""
     found = Reachable()
     for other in sorted({key.split("/")[1] for key in store.list("ledger")} - set(stages)):
-        _note(found, store, Ledger(store).records(other).values())
+        _note(found, store, Ledger(store).records(other))
     known: set[str] = set()                  # videos that the first stage has a record of
     open_: set[str] = set()                  # videos of which not all is known that comes of them
     came: dict[str, str] = {}                # unit -> its video
     for number, stage in enumerate(stages):
-        records = Ledger(store).records(stage)
+        ledger = Ledger(store)
         if number == 0:
-            counting = list(records.values())
-            known = {record.source for record in counting}
+            known = {record.source for record in ledger.records(stage)}
         else:
-            open_.update(source for unit, source in came.items() if unit not in records)
-            counting = [r for r in records.values()
-                        if r.unit in came or r.source in open_ or r.source not in known]  # fmt: skip
-        open_.update(record.source for record in counting if record.again)
-        came = {out.id: r.source for r in counting for out in r.outputs if out.state == "ok"}
-        _note(found, store, counting)
+            done = {record.unit for record in ledger.records(stage)}
+            open_.update(source for unit, source in came.items() if unit not in done)
+        came = _counting(found, store, ledger, stage, (came if number else None, open_, known))
+        ledger.close()
     return found
 
 
+def _counting(
+    found: Reachable, store: Storage, ledger: Ledger, stage: str,
+    places: tuple[dict[str, str] | None, set[str], set[str]],
+) -> dict[str, str]:  # fmt: skip
+    """Note the records of a stage that count. Returns the units that come out, each with its video."""
+    before, open_, known = places
+    came: dict[str, str] = {}
+
+    def counting() -> Iterator[Record]:
+        for record in ledger.records(stage):
+            source = record.source
+            if before is None or record.unit in before or source in open_ or source not in known:
+                came.update((out.id, source) for out in record.outputs if out.state == "ok")
+                again.update({source} if record.again else ())
+                yield record
+
+    again: set[str] = set()
+    _note(found, store, counting())
+    open_ |= again
+    return came
+
+
 def _note(found: Reachable, store: Storage, records: Iterable[Record]) -> None:
-    rows: dict[str, list[int]] = {}
-    for record in records:
-        rows.setdefault(record.segment, []).extend(range(record.row, record.row + len(record.outputs)))
-    for segment, wanted in sorted(rows.items()):
+    """As the records lie in the store, those of a segment one after the other."""
+    for segment, of_segment in groupby(records, lambda record: record.segment):
+        wanted = [out.at for record in of_segment for out in record.outputs]
         found.segments.add(segment)
-        lines = _values(store, segment) if wanted else []
-        if lines is None or len(lines) <= max(wanted, default=-1):
+        try:
+            lines = _values(store, segment, wanted)
+        except (FileNotFoundError, *DAMAGED):
             log.warning("ledger: the clips of %s are damaged; what they name cannot be told", segment)
             found.complete = False
             continue
-        found.names.update(name.decode() for row in wanted for name in _NAME.findall(lines[row]))
+        found.names.update(name.decode() for line in lines for name in _NAME.findall(line))
 
 
-def _values(store: Storage, segment: str) -> list[bytes] | None:
-    """The values of the clips of a segment, one JSON object per row, without reading its arrays."""
-    try:
-        with (
-            io.BufferedReader(_Ranged(store, segment.removesuffix("jsonl") + "npz"), 1 << 16) as file,
-            np.load(file, allow_pickle=False) as held,
-        ):
-            lines: list[bytes] = held["values"].tobytes().split(b"\n")
-            return lines
-    except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-
-
-class _Ranged(io.RawIOBase):
-    """An object of the store as a file that is read by ranges."""
-
-    def __init__(self, store: Storage, key: str) -> None:
-        self._store, self._key = store, key
-        self._size, self._at = store.size(key), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        length = max(0, min(len(view), self._size - self._at))
-        if length:
-            view[:length] = self._store.read_range(self._key, self._at, length)
-        self._at += length
-        return length
+def _values(store: Storage, segment: str, wanted: Sequence[At | None]) -> list[bytes]:
+    """The values of clips of a segment, one JSON object each, without reading any arrays."""
+    places = [at for at in wanted if at is not None]
+    if len(places) < len(wanted):
+        raise ValueError("a clip without a place")
+    if not places:
+        return []
+    first, last = min(at[0] for at in places), max(at[0] + at[1] for at in places)
+    data = store.read_range(segment.removesuffix("jsonl") + "npz", first, last - first)
+    return [checked(data[at[0] - first : at[0] - first + at[1]], at) for at in places]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from infra.storage import Storage
 from pipelines.groups import group_outputs, groups_of, in_storage_order, is_light, restore
@@ -19,12 +20,16 @@ from pipelines.listing import listed
 from pipelines.policy import Policy
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
+from pipelines.spool import Spool
 from pipelines.videos import Videos
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
 from stages.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
+
+PAGE = 128                                   # units that are listed and looked up at a time
+
 
 @dataclass
 class Prepared:
@@ -114,7 +119,7 @@ class _Run:
         return self._executor
 
     def all(self) -> Prepared:
-        refs: Iterable[Ref] = listed(self.workflow, self.store, self.policy)
+        refs: Iterable[Ref] | Spool = listed(self.workflow, self.store, self.policy)
         index = 0
         while index < len(self.steps):
             step = self.steps[index]
@@ -127,14 +132,20 @@ class _Run:
                 end += 1
             refs = self._stream(iter(refs), index, end)
             index = end
-        self.prepared.kept = len(self._admitted(refs, index))
+        if isinstance(refs, Spool) and not self.policy.takedown:
+            self.prepared.kept = refs.count
+        else:
+            self.prepared.kept = sum(1 for _ in self._admitted(refs, index))
         return self.prepared
 
-    def _admitted(self, refs: Iterable[Ref], index: int) -> list[Ref]:
+    def _admitted(self, refs: Iterable[Ref], index: int) -> Iterator[Ref]:
         """Those that the policy lets through to a step."""
-        kept, stopped = self.policy.divide(refs, self.ledger)
-        self.prepared.taken_down |= index > 0 and any(reason == TAKEN_DOWN for _, reason in stopped)
-        return kept
+        return (ref for ref in refs if self._passes(ref, index))
+
+    def _passes(self, ref: Ref, index: int) -> bool:
+        reason = self.policy.stops(ref, self.ledger)
+        self.prepared.taken_down |= index > 0 and reason == TAKEN_DOWN
+        return not reason
 
     def close(self) -> None:
         """Keep what is done, whatever happened, and free the workers."""
@@ -146,11 +157,11 @@ class _Run:
 
     # --- per-clip stages ---------------------------------------------------------------------------------
 
-    def _stream(self, source: Iterator[Ref], start: int, end: int) -> list[Ref]:
+    def _stream(self, source: Iterator[Ref], start: int, end: int) -> Spool:
         """Send units through the steps start..end-1. Returns what comes out of the last."""
         pools = make_pools(self.steps[start:end], start)
         pool_of = [pool for pool in pools for _ in pool.steps]
-        ended: list[Ref] = []
+        ended = Spool(self.ledger)
         videos = Videos(self.steps, start, end, self.workflow.steps, self.ledger, self.store)
 
         def queue(ref: Ref, at: int, fed: Ref | None, alone: bool = False, anew: bool = False) -> None:
@@ -165,36 +176,20 @@ class _Run:
         def advance(refs: list[Ref], index: int, after: Work | None = None, idle: bool = False) -> None:
             """Follow units through what is done already, and queue them where work begins, unless `idle`."""
             fed, alone = (after.fed, after.alone) if after else (None, False)
-            waiting = [(ref, index, fed) for ref in refs]
-            while waiting:
-                ref, at, fed = waiting.pop()
-                if not self._admitted([ref], at):
-                    continue
-                if at == end:
-                    ended.append(ref)
-                    continue
-                fed = ref if at == videos.at else fed
-                if at == videos.at + 1 > start:
-                    videos.came(fed, ref)
-                ref, record = self.policy.current(self.ledger, self.steps[at], ref)
-                if record is None or record.again:
-                    if not idle:
-                        queue(ref, at, fed, alone)
-                    continue
-                outputs = self._admitted(self.ledger.outputs(record), at + 1)
-                if at == videos.at and self._to_do(outputs, at + 1, videos) and videos.lost(outputs):
-                    queue(self.policy.allowed_part(self.ledger, ref), at, fed, anew=True)
-                else:
-                    waiting.extend((out, at + 1, fed) for out in outputs)
+            put = _nowhere if idle else queue
+            pairs = [(ref, fed) for ref in refs]
+            for at in range(index, end):
+                pairs = list(self._past(at, pairs, videos, start, put, alone))
+            for ref in self._admitted((ref for ref, _ in pairs), end):
+                ended.add(ref)
+            videos.settle()
 
         more = True
         while True:
             while more and len(pools[0].queue) < self._window:
-                ref = next(source, None)
-                if ref is None:
-                    more = False
-                else:
-                    advance([ref], start)
+                page = list(islice(source, PAGE))
+                more = bool(page)
+                advance(page, start)
             if not any(pool.queue for pool in pools) and not self._busy:
                 if not more:
                     break
@@ -204,12 +199,36 @@ class _Run:
             self._executor.release(pools)
         return ended
 
+    def _past(
+        self, at: int, pairs: list[tuple[Ref, Ref | None]], videos: Videos, start: int,
+        queue: Callable[..., object], alone: bool,
+    ) -> Iterator[tuple[Ref, Ref | None]]:  # fmt: skip
+        """What came out of a step for units that it is done with, each with the unit of its video; the others
+        are queued."""
+        step = self.steps[at]
+        latest = self.ledger.fetch(step.name, [ref.id for ref, _ in pairs])
+        for given, fed in pairs:
+            if not self._passes(given, at):
+                continue
+            fed = given if at == videos.at else fed
+            if at == videos.at + 1 > start:
+                videos.came(fed, given)
+            ref, record = self.policy.judge(self.ledger, step, given, latest.get(given.id))
+            if record is None or record.again:
+                queue(ref, at, fed, alone)
+                continue
+            outputs = list(self._admitted(self.ledger.outputs(record), at + 1))
+            if at == videos.at and self._to_do(outputs, at + 1, videos) and videos.lost(outputs):
+                queue(self.policy.allowed_part(self.ledger, ref), at, fed, False, True)
+            else:
+                yield from ((out, fed) for out in outputs)
+
     def _to_do(self, refs: list[Ref], index: int, videos: Videos) -> bool:
         """Whether anything that came of a video is still to be done, from its pixels."""
         waiting = [(ref, index) for ref in refs]
         while waiting:
             ref, at = waiting.pop()
-            if not videos.used_from(at) or not self._admitted([ref], at):
+            if not videos.used_from(at) or not self._passes(ref, at):
                 continue
             ref, record = self.policy.current(self.ledger, self.steps[at], ref)
             if record is None or record.again:
@@ -246,8 +265,9 @@ class _Run:
             why = outcome.lost or outcome.pieces[0].reason
             log.warning("%s: its video does not come again (%s); what needs it stays to do", ref.id, why)
             self._count(step)
-            before = self.ledger.outputs(self.ledger.records(step.name)[ref.id])
-            advance(before, pool.offset + work.first + 1, work, idle=True)
+            before = self.ledger.record(step.name, ref.id)
+            assert before is not None
+            advance(self.ledger.outputs(before), pool.offset + work.first + 1, work, idle=True)
             return True
         if outcome.lost:
             log.warning("%s: %s at %s; it is given up", ref.id, outcome.lost, step.name)
@@ -277,21 +297,29 @@ class _Run:
 
     # --- group stages ------------------------------------------------------------------------------------
 
-    def _group_step(self, step: Step, index: int, refs: list[Ref]) -> list[Ref]:
+    def _group_step(self, step: Step, index: int, refs: Iterable[Ref]) -> Spool:
         pool = Pool([step], index)
-        ended: list[Ref] = []
-        for group, members in sorted(groups_of(step, self.ledger, refs).items()):
+        ended = Spool(self.ledger)
+
+        def settle(outcome: Outcome) -> None:
+            for ref in self._settle_group(step, outcome):
+                ended.add(ref)
+
+        for group, members in groups_of(step, self.ledger, refs):
             done = group_outputs(step, self.ledger, members)
             if done is None:
                 self.progress.expect(step.name, len(members))
                 pool.queue.append(Work(pool, 0, members, group))
-            ended.extend(done or [])
+            for ref in done or []:
+                ended.add(ref)
+            while len(pool.queue) >= self._window:
+                self._turn([pool], settle)
         while pool.queue or self._busy:
-            self._turn([pool], lambda done: ended.extend(self._settle_group(step, done)))
+            self._turn([pool], settle)
         if self._executor is not None:
             self._executor.release([pool])
         self._finish(step, ended)
-        return sorted(ended, key=lambda ref: ref.id)
+        return ended
 
     def _settle_group(self, step: Step, outcome: Outcome) -> list[Ref]:
         work = outcome.work
@@ -316,15 +344,18 @@ class _Run:
         self._count(step, len(work.refs))
         return kept
 
-    def _finish(self, step: Step, refs: list[Ref]) -> None:
+    def _finish(self, step: Step, kept: Spool) -> None:
         """Conclude a group stage, unless it was concluded with these very clips."""
         assert isinstance(step.stage, GroupStage)
         if type(step.stage).finish is GroupStage.finish:
             return
-        digest = f"{step.key}:{members_digest(refs)}"
+        digest = f"{step.key}:{kept.digest()}"
         if self.ledger.finished(step.name) == digest:
             return
         self.ledger.flush()
-        clips = [self.ledger.load(ref, arrays=()) for ref in in_storage_order(refs)]
-        step.stage.finish(self.store, sorted(clips, key=lambda clip: clip.id))
+        step.stage.finish(self.store, kept.clips())
         self.ledger.finish(step.name, digest)
+
+
+def _nowhere(*unit: object) -> None:
+    """For units that this run does no more with."""

@@ -16,6 +16,7 @@ from stages.clip import Clip
 
 CACHE_KB = 4096
 BATCH = 512
+MOST_WAITING = 8 * BATCH
 
 _COLUMNS = "grp, id, digest, source, identity, segment, start, length, crc, arrays, listed"
 _Row = tuple[Any, ...]
@@ -35,9 +36,11 @@ class Spool:
         """One more."""
         self.count += 1
         self._waiting.append((group, ref))
-        if len(self._waiting) % BATCH == 0:
-            self._put([pair for pair in self._waiting if pair[1].clip is None])
+        if self.count % BATCH == 0:
+            self._put(pair for pair in self._waiting if pair[1].clip is None)
             self._waiting = [pair for pair in self._waiting if pair[1].clip is not None]
+            if len(self._waiting) > MOST_WAITING:
+                self._settle()
 
     def _put(self, pairs: Iterable[tuple[str, Ref]]) -> None:
         self._db.execute("BEGIN")

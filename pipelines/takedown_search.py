@@ -12,9 +12,9 @@ from typing import Any
 
 from infra.storage import Storage
 from pipelines import forget
-from pipelines.ledger import ClipFile
 from pipelines.listing import listed
 from pipelines.policy import Policy
+from pipelines.segments import ClipFile, rows_of
 from pipelines.workflow import Workflow
 from stages.clip import Clip
 from stages.dataset import TOMBSTONE
@@ -94,10 +94,10 @@ def _ledger(store: Storage, policy: Policy, found: Found) -> set[str]:
     children: dict[str, set[str]] = {}
     present: set[str] = set()
     for key, records in forget.segments(store):
-        for record in records:
+        for record, rows in rows_of(records):
             present.add(record.unit)
             found.note(record.unit, policy.find(record.unit, record.source))
-            for row, out in enumerate(record.outputs, record.row):
+            for row, out in zip(rows, record.outputs, strict=True):
                 if out.digest:               # else it was taken out before
                     present.add(out.id)
                     children.setdefault(record.unit, set()).add(out.id)
@@ -120,9 +120,9 @@ def _files_of_records(store: Storage, found: Found) -> None:
     """The downloads and frames that the clips themselves name."""
     for key, records in forget.segments(store):
         rows = [
-            record.row + number
-            for record in records
-            for number, out in enumerate(record.outputs)
+            row
+            for record, of_record in rows_of(records)
+            for row, out in zip(of_record, record.outputs, strict=True)
             if out.digest and (out.id in found.units or record.unit in found.units)
         ]
         held = forget.clips(store, key) if rows else None

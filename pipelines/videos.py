@@ -32,6 +32,7 @@ class Videos:
         self._last_use = bool(found) and max(readers) < end      # else a later stage reads them, too
         self._open: Counter[str] = Counter()                     # works under way, by source
         self._came: dict[str, dict[str, Ref]] = {}               # what came out of the stage, by source
+        self._seen: set[str] = set()                             # sources of these, since `settle`
         self._needed: set[str] = set()                           # by what the next run tries again
 
     @property
@@ -57,6 +58,14 @@ class Videos:
         """A unit came out of the stage, now or earlier."""
         if fed is not None and self._last_use:
             self._came.setdefault(fed.source, {})[out.id] = out
+            self._seen.add(fed.source)
+
+    def settle(self) -> None:
+        """All that is to be done of what came is queued: of videos with nothing to do nothing is kept."""
+        for source in self._seen:
+            if not self._open.get(source):
+                self._came.pop(source, None)
+        self._seen.clear()
 
     def ended(self, fed: Ref | None, retried: bool | None) -> None:
         """A work has ended, and what came of it is queued. `retried`: by the next run; None: by this one."""

@@ -20,6 +20,7 @@ import json
 import logging
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,14 +115,19 @@ class WriteShards(GroupStage):
         members["json"] = _json({**provenance(clip.copy(extra=extra), self._history), **summary})
         return members
 
-    def finish(self, store: Storage, clips: list[Clip]) -> None:
+    def finish(self, store: Storage, clips: Iterator[Clip]) -> None:
         """Commit the dataset that the shards of `clips`, all that were kept, make."""
-        sizes = sorted({(clip.crop_size, clip.fps) for clip in clips})
+        kinds: set[tuple[int, float]] = set()
+        shards: Counter[str] = Counter()
+        for clip in clips:
+            kinds.add((clip.crop_size, clip.fps))
+            shards[clip.shard] += 1
+        sizes = sorted(kinds)
         if len(sizes) > 1:
             raise ValueError(f"shards: clips of different size and rate {sizes}; use one storage.root each")
         key = hashlib.sha256(_json({"version": self.version, **asdict(self)})).hexdigest()[:16]
-        version = commit_dataset(store, sorted({clip.shard for clip in clips}), key=key)
-        log.info("dataset %s: %d clips", version, len(clips))
+        version = commit_dataset(store, sorted(shards), key=key)
+        log.info("dataset %s: %d clips", version, shards.total())
 
 
 def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> str:
@@ -129,20 +135,21 @@ def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> s
 
     The version is a hash of the content: the same shards are the same version.
     """
-    loaded = [json.loads(store.read(name)) for name in manifests]
-    samples = [sample for manifest in loaded for sample in manifest["samples"]]
-    content = {
-        "schema": SCHEMA,
-        "size": samples[0]["size"] if samples else 0,
-        "fps": samples[0]["fps"] if samples else 0.0,
-        "key": key,
-        "shards": len(loaded),
-        "bytes": sum(manifest["bytes"] for manifest in loaded),
-        "samples": len(samples),
-        "frames": sum(sample["frame_count"] for sample in samples),
-        "identities": len({sample["identity"] for sample in samples}),
-        "manifests": list(manifests),
-    }
+    content: dict[str, Any] = {
+        "schema": SCHEMA, "size": 0, "fps": 0.0, "key": key, "shards": len(manifests), "bytes": 0,
+        "samples": 0, "frames": 0, "identities": 0, "manifests": list(manifests),
+    }  # fmt: skip
+    people: set[str] = set()
+    for name in manifests:                               # one at a time: together they name every clip
+        manifest = json.loads(store.read(name))
+        samples = manifest["samples"]
+        if samples and not content["samples"]:
+            content["size"], content["fps"] = samples[0]["size"], samples[0]["fps"]
+        content["bytes"] += manifest["bytes"]
+        content["samples"] += len(samples)
+        content["frames"] += sum(sample["frame_count"] for sample in samples)
+        people.update(sample["identity"] for sample in samples)
+    content["identities"] = len(people)
     data = _json(content)
     version = hashlib.sha256(data).hexdigest()[:16]
     if not store.create(f"dataset/{version}.json", data):

@@ -188,7 +188,7 @@ def _clips(planned: Workflow, rows: list[Listed], root: str, in_process: bool) -
     planned = replace(planned, storage=storage, source=Videos(rows), steps=steps)
     prepare(planned, until=step.name, in_process=in_process)
     ledger = Ledger(planned.store())
-    refs = [ref for record in ledger.records(step.name).values() for ref in ledger.outputs(record)]
+    refs = [ref for record in ledger.records(step.name) for ref in ledger.outputs(record)]
     return [ledger.load(ref, ("cameras", "crop_transforms", "frame_times_s")) for ref in refs]
 
 
@@ -207,7 +207,7 @@ def _demo(planned: Workflow, root: str) -> dict[str, float]:
     prepare(planned, until=step.name)
     store = planned.store()
     ledger = Ledger(store)
-    refs = [ref for record in ledger.records(step.name).values() for ref in ledger.outputs(record)]
+    refs = [ref for record in ledger.records(step.name) for ref in ledger.outputs(record)]
     errors = [error for ref in refs if (error := pose_errors(store, ledger.load(ref))) is not None]
     figures: dict[str, float] = {"clips": len(errors)}
     for name in ("yaw", "pitch", "roll"):

@@ -111,12 +111,12 @@ class Found:
         arrays = ("embeddings",)
         embedded = [
             ledger.load(ref, arrays)
-            for record in ledger.records("EmbedFaces").values() for ref in ledger.outputs(record)
+            for record in ledger.records("EmbedFaces") for ref in ledger.outputs(record)
         ]  # fmt: skip
-        rejected = {unit for unit, record in ledger.records("VerifyIdentity").items() if record.state != "ok"}
+        rejected = {record.unit for record in ledger.records("VerifyIdentity") if record.state != "ok"}
         people = {
             out.id: out.identity
-            for record in ledger.records("BalanceIdentities").values() for out in record.outputs
+            for record in ledger.records("BalanceIdentities") for out in record.outputs
         }  # fmt: skip
         return cls(embedded, [clip for clip in embedded if clip.id in rejected], people)
 

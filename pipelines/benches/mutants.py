@@ -222,7 +222,7 @@ def _send(
             outcomes[name] = f"bug: {error}"
             (place / f"{name}.mp4").unlink()
     ledger = Ledger(workflow.store())
-    cut, frames = (ledger.records(step.name) for step in workflow.steps)
+    cut, frames = ({record.unit: record for record in ledger.records(step.name)} for step in workflow.steps)
     for name in [name for name, outcome in outcomes.items() if not outcome and name in cut]:
         record = cut[name]
         outcomes[name] = record.reason

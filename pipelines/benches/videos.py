@@ -96,13 +96,13 @@ class Found:
         place = names.index("BalanceIdentities")
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for name in names[:place]:
-            for record in ledger.records(name).values():
+            for record in ledger.records(name):
                 for reason in _rejections(record):
                     reasons[record.source][f"{name}: {reason}"] += 1
         before, last = names[place - 1], names[-1]
 
         def clips(name: str) -> list[Clip]:
-            records = ledger.records(name).values()
+            records = ledger.records(name)
             return [ledger.load(ref) for record in records for ref in ledger.outputs(record)]
 
         return cls(rows, clips(before), clips(last), reasons)

@@ -60,8 +60,10 @@ def outcomes(store: Storage) -> dict[str, dict[str, tuple]]:
     ledger = Ledger(store)
     return {
         stage: {
-            unit: (record.state, record.reason, [(out.id, out.digest, out.state) for out in record.outputs])
-            for unit, record in ledger.records(stage).items()
+            record.unit: (
+                record.state, record.reason, [(out.id, out.digest, out.state) for out in record.outputs]
+            )
+            for record in ledger.records(stage)
         }
         for stage in STAGES
     }

@@ -77,13 +77,13 @@ def test_clips_that_are_not_written_yet_are_light_too():
     assert clip.embeddings is not None
 
 
-def test_each_segment_is_opened_once(store, monkeypatch):
+def test_each_segment_is_read_once(store, monkeypatch):
     ledger, refs = written(store, 6)
-    monkeypatch.setattr("pipelines.ledger.OPEN_SEGMENTS", 1)
+    monkeypatch.setattr("pipelines.ledger.BLOCKS", 1)
     read = []
-    monkeypatch.setattr(store, "read", lambda key, read_=store.read: read.append(key) or read_(key))
+    ranged = store.read_range
+    monkeypatch.setattr(store, "read_range", lambda key, *at: read.append((key, *at)) or ranged(key, *at))
     shuffled = refs[::2] + refs[1::2]
     clips_of(Work(Pool([step()], 0), 0, shuffled, "all"), ledger)
-    arrays = [key for key in read if key.endswith(".npz")]
-    assert len(arrays) == len(set(arrays)) == len({ref.segment for ref in refs}) == 2
+    assert len(read) == len(set(read)) == len({ref.segment for ref in refs}) == 2
     assert [ref.segment for ref in in_storage_order(shuffled)] == sorted(ref.segment for ref in refs)

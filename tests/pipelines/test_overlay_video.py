@@ -55,7 +55,7 @@ def portrait(store, monkeypatch) -> Clip:
     shards = WriteShards(buckets=1)
     shards.setup(store)
     kept = list(shards.process_group(shards.group(clip), [clip]))
-    shards.finish(store, kept)
+    shards.finish(store, iter(kept))
     return kept[0]
 
 

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 def records(tiny, stage):
-    return Ledger(tiny.store).records(stage)
+    return {record.unit: record for record in Ledger(tiny.store).records(stage)}
 
 
 def test_ray_and_this_process_write_the_same(tiny, tmp_path_factory):

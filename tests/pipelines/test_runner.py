@@ -8,7 +8,7 @@ from pipelines.work import SetupError, StageBugError
 
 
 def records(tiny, stage):
-    return Ledger(tiny.store).records(stage)
+    return {record.unit: record for record in Ledger(tiny.store).records(stage)}
 
 
 def test_every_unit_goes_through_every_stage_and_groups_are_concluded_once(tiny):

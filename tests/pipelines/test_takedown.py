@@ -20,6 +20,7 @@ from pipelines import forget, takedown
 from pipelines.ledger import Ledger
 from pipelines.policy import Policy
 from pipelines.runner import prepare
+from pipelines.segments import rows_of
 from pipelines.status import survey
 from pipelines.workflow import load
 from stages.dataset import open_dataset
@@ -85,9 +86,10 @@ class People:
         files = {key: re.sub(rb'"when": "[^"]*"', b"", data) for key, data in files.items()}
         records = {}
         for step in self.load().steps:
-            for unit, record in Ledger(self.store).records(step.name).items():
-                plain = replace(record, segment="", row=0, seconds=0.0)
-                records[step.name, unit] = str(plain)
+            for record in Ledger(self.store).records(step.name):
+                outputs = [replace(out, at=None) for out in record.outputs]
+                plain = replace(record, segment="", outputs=outputs, seconds=0.0)
+                records[step.name, record.unit] = str(plain)
         return {**files, "records": records}
 
 
@@ -382,10 +384,10 @@ def test_of_a_clip_nothing_but_its_id_stays_in_the_records_of_what_it_was_cut_fr
     for key, records in forget.segments(people.store):
         held = forget.clips(people.store, key)
         assert held is not None
-        for record in records:
+        for record, rows in rows_of(records):
             assert record.unit != name
-            for number, out in enumerate(record.outputs):
-                clip = held.clip(record.row + number)
+            for row, out in zip(rows, record.outputs, strict=True):
+                clip = held.clip(row)
                 assert (clip.id, bool(clip.is_cut or "/Fetch/" in key)) == (out.id, out.id != name)
                 seen += out.id == name
     assert seen == 1

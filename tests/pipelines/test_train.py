@@ -99,7 +99,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = []
     for group in sorted({stage.group(c) for c in clips}):
         written += list(stage.process_group(group, [c for c in clips if stage.group(c) == group]))
-    stage.finish(store, written)
+    stage.finish(store, iter(written))
     (root / "small_variant.py").write_text(SMALL)
     return root
 

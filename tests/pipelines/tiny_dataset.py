@@ -57,4 +57,4 @@ def write(store: Storage, clips: list[Clip], **settings: object) -> None:
     for clip in clips:
         groups.setdefault(stage.group(clip), []).append(clip)
     done = [out for name, members in groups.items() for out in stage.process_group(name, members)]
-    stage.finish(store, sorted(done, key=lambda clip: clip.id))
+    stage.finish(store, iter(sorted(done, key=lambda clip: clip.id)))

@@ -171,8 +171,9 @@ class Write(GroupStage):
             yield clip
 
     def finish(self, store, clips):
-        note(store, "finish", len(clips))
-        store.write("out/all.txt", "".join(f"{clip.id} {clip.shard}\n" for clip in clips).encode())
+        lines = [f"{clip.id} {clip.shard}\n" for clip in clips]
+        note(store, "finish", len(lines))
+        store.write("out/all.txt", "".join(lines).encode())
 
 
 @dataclass

@@ -62,7 +62,7 @@ def test_a_sample_holds_everything_that_is_promised(tmp_path: Path) -> None:
     stage = WriteShards(buckets=1)
     stage.follow(HISTORY)
     stage.setup(store)
-    stage.finish(store, [c for c in stage.process_group("00000", [clip]) if isinstance(c, Clip)])
+    stage.finish(store, (c for c in stage.process_group("00000", [clip]) if isinstance(c, Clip)))
     dataset = open_dataset(store)
     record = dataset.record(dataset.samples[0])
     assert PROMISED - set(record) == set()

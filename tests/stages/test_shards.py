@@ -28,7 +28,7 @@ def write(store: FolderStorage, clips: list[Clip], stage: WriteShards | None = N
         groups.setdefault(stage.group(clip), []).append(clip)
     done = [out for name, members in groups.items() for out in stage.process_group(name, members)]
     kept = sorted((c for c in done if isinstance(c, Clip)), key=lambda c: c.id)
-    stage.finish(store, kept)
+    stage.finish(store, iter(kept))
     return kept
 
 

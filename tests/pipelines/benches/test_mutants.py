@@ -84,13 +84,13 @@ def test_a_decoder_that_dies_or_hangs_costs_its_worker_and_its_file(tmp_path, so
     path.write_text(WORKFLOW.format(root=tmp_path / "store", videos=videos))
     assert prepare(load(path)).kept == 2
     ledger = Ledger(load(path).store())
-    cut = {unit: (record.state, record.reason, record.attempts) for unit, record in
-           ledger.records("SplitShots").items()}  # fmt: skip
+    cut = {record.unit: (record.state, record.reason, record.attempts) for record in
+           ledger.records("SplitShots")}  # fmt: skip
     assert cut == {
         "crash": ("failed", "crashed: SIGSEGV", 2), "hang": ("failed", "timed out", 2),
         "good": ("ok", "", 1), "well": ("ok", "", 1),
     }
-    assert [record.state for record in ledger.records("ReadFrames").values()] == ["ok", "ok"]
+    assert [record.state for record in ledger.records("ReadFrames")] == ["ok", "ok"]
 
 
 @pytest.mark.slow
