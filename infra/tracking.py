@@ -33,12 +33,13 @@ class Run:
         self._logged_until = int(tags.get(LOGGED_UNTIL, -1))  # before a restart: not to be logged again
         self._waiting: list[Any] = []
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of an update. A step that was logged before a restart is left as it is."""
+    def log(self, step: int, values: Mapping[str, float], at: float | None = None) -> None:
+        """Metrics of an update, at a time in seconds since 1970 (None: now). A step that was logged before a
+        restart is left as it is."""
         from mlflow.entities import Metric
 
         if step > self._logged_until:
-            now = int(time.time() * 1000)
+            now = int((time.time() if at is None else at) * 1000)
             self._waiting += [Metric(name, float(value), now, step) for name, value in values.items()]
 
     def flush(self) -> None:
@@ -100,6 +101,9 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    # Its own patience would be minutes per call; whoever calls tries again, or says that it is away.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     prepare_database(uri)

@@ -49,9 +49,12 @@ def newest_checkpoint(store: Storage) -> Checkpoint:
 def run_id(store: Storage) -> str:
     """The id of the MLflow run of the training that was run last. Raises ValueError when there is none."""
     try:
-        return str(json.loads(store.read(LATEST))["run_id"])
+        run = json.loads(store.read(LATEST))["run_id"]
     except FileNotFoundError:
-        raise ValueError(f"no training in {store.root}; run `pv3d run --until train` first") from None
+        run = None
+    if run is None:
+        raise ValueError(f"no training in {store.root}; run `pv3d run --until train` first")
+    return str(run)
 
 
 def find_checkpoint(store: Storage, checkpoint: str | Path) -> Checkpoint:

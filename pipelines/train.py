@@ -153,7 +153,7 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
         found = checkpoints.latest(job.store, job.checkpoints)
     assert found is not None, "the workers ended without a checkpoint"
     assert found.step >= job.settings.steps, "the workers ended before their last update"
-    mlflow_run = str(json.loads(job.store.read(job.tracking_key))["run_id"])
+    mlflow_run = _told(job)
     job.store.write(LATEST, json.dumps({"run": job.run, "run_id": mlflow_run}).encode())
     return {
         "run_id": mlflow_run,
@@ -162,6 +162,24 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
         "seconds": round(time.monotonic() - begun, 1),
         "sample": job.sample(found.step),
     }
+
+
+def _told(job: Job) -> str:
+    """The id of the MLflow run, which now knows everything. Raises ValueError while its server is away."""
+    from infra.outbox import Outbox
+    from pipelines.train_log import CLOSE_S, open_training
+    from stages.shards import open_dataset
+
+    if job.store.exists(job.unsent):
+        dataset = open_dataset(job.store, job.dataset)
+        Outbox(job.store, job.unsent, lambda: open_training(job, dataset)).close(CLOSE_S)
+    run = job.mlflow_run()
+    if run is None or job.store.exists(job.unsent):
+        raise ValueError(
+            f"storage.tracking: {job.storage.tracking} does not answer; the training is done, its checkpoint "
+            "is in the store: run again when the server is back"
+        )
+    return run
 
 
 def plan(workflow: Workflow) -> Job:

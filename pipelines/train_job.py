@@ -84,6 +84,18 @@ class Job:
         return f"{self.run}/mlflow.json"
 
     @property
+    def unsent(self) -> str:
+        """What MLflow is still to be told."""
+        return f"{self.run}/unsent.json"
+
+    def mlflow_run(self) -> str | None:
+        """The id of its MLflow run, None before there is one."""
+        try:
+            return str(json.loads(self.store.read(self.tracking_key))["run_id"])
+        except FileNotFoundError:
+            return None
+
+    @property
     def progress(self) -> str:
         return f"{self.run}/progress.json"
 

@@ -13,8 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from infra import checkpoints
 from infra.checkpoints import Checkpoint
 from infra.engine import mean_over_workers
+from infra.outbox import Outbox
 from infra.tracking import Run, open_run
 from model.config import to_dict
 from model.generator import Generator
@@ -35,6 +35,7 @@ from stages.video import write_video
 
 SHAPING = ("variant", "workers", "accumulate", "zero_stage", "precision", "seed")
 """Settings whose change on the way is recorded, beside all of model and recipe."""
+SETTLE_S, CLOSE_S = 20.0, 60.0  # how long MLflow is waited for, at a checkpoint and at the end
 PROGRESS_EVERY_S = 1.0
 PROGRESS_EVERY_REMOTE_S = 10.0
 
@@ -53,10 +54,8 @@ class Recorder:
         self.changes = changes(found, job) if found else []
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._since, self._since_step, self._told = time.monotonic(), start, 0.0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._sent: list[Future[Any]] = []
         if self.writes:
-            self._run = self._pool.submit(_open, job, dataset)
+            self._mlflow = Outbox(job.store, job.unsent, lambda: open_training(job, dataset))
 
     # --- while updating ------------------------------------------------------------------------------------
 
@@ -115,16 +114,13 @@ class Recorder:
         now = time.monotonic()
         values = {name: sum(v) / len(v) for name, v in self._sums.items()}
         videos = (done - self._since_step) * self.job.variant.recipe.batch
-        values["videos_per_second"] = videos / (now - self._since)
+        rate = videos / (now - self._since)
+        values["videos_per_second"] = rate
+        values["frames_per_second"] = rate * self.job.variant.model.discriminator_frames
         values["memory/peak_gb"] = _peak_gb(self.job.gpu)
         self._sums.clear()
         self._since, self._since_step = now, done
-
-        def send(run: Run) -> None:
-            run.log(done, values)
-            run.flush()
-
-        self._send(send)
+        self._mlflow.metrics(done, values)
 
     @property
     def _progress_every(self) -> float:
@@ -147,22 +143,18 @@ class Recorder:
         """The sample video, to the store and to MLflow."""
         if not self.writes:
             return
-        folder = tempfile.TemporaryDirectory(prefix="pv3d-sample-")
-        path = Path(folder.name, f"{done:08d}.mp4")
-        write_video(path, grid_frames(ema), fps)
-        self.store.upload(self.job.sample(done), path)
-
-        def send(run: Run) -> None:
-            with folder:
-                run.artifact(path, "samples")
-
-        self._send(send)
+        with tempfile.TemporaryDirectory(prefix="pv3d-sample-") as folder:
+            path = Path(folder, f"{done:08d}.mp4")
+            write_video(path, grid_frames(ema), fps)
+            self.store.upload(self.job.sample(done), path)
+        self._mlflow.file(self.job.sample(done), "samples")
 
     def checkpoint(self, done: int, files: Mapping[str, Mapping[str, Tensor]]) -> None:
         """A checkpoint to the store; MLflow gets its card, which names every file with its sha256."""
         if not self.writes:
             return
-        self._wait()  # what is before a checkpoint is never trained, nor logged, again
+        # What is before a checkpoint is never trained again: it is told by now, or kept.
+        self._mlflow.settle(SETTLE_S)
         job = self.job
         card = {
             "variant": to_dict(job.variant), "samples": job.seen(done), "dataset": job.dataset,
@@ -174,21 +166,16 @@ class Recorder:
             self.store, job.checkpoints, done, files, card, keep=self.settings.keep_checkpoints
         )
         text = json.dumps(saved.card, indent=1, sort_keys=True)
-
-        def send(run: Run) -> None:
-            run.text(text, f"checkpoints/{done:08d}.json")
-            run.tags({"pv3d.checkpoint": f"{self.store.root}/{saved.key}"})
-            self.store.write(LATEST, json.dumps({"run": job.run, "run_id": run.id}).encode())
-
-        self._send(send)
+        self._mlflow.text(text, f"checkpoints/{done:08d}.json")
+        self._mlflow.tags({"pv3d.checkpoint": f"{self.store.root}/{saved.key}"})
+        self.store.write(LATEST, json.dumps({"run": job.run, "run_id": job.mlflow_run()}).encode())
 
     # --- the end -------------------------------------------------------------------------------------------
 
     def close(self, status: str = "FINISHED") -> None:
         if self.writes:
-            self._send(lambda run: run.close(status))
-            self._wait()
-            self._pool.shutdown()
+            self._mlflow.status(status)
+            self._mlflow.close(CLOSE_S)
 
     def stopped(self, reason: str) -> None:
         """Leave word for the driver that going on makes no sense."""
@@ -196,19 +183,9 @@ class Recorder:
             self.store.write(self.job.stopped, json.dumps({"reason": reason}).encode())
         self.close("FAILED")
 
-    def _wait(self) -> None:
-        while self._sent:
-            self._sent.pop(0).result()
 
-    def _send(self, call: Callable[[Run], Any]) -> None:
-        run = self._run
-        for sent in [f for f in self._sent if f.done()]:
-            sent.result()  # raises here what went wrong there
-            self._sent.remove(sent)
-        self._sent.append(self._pool.submit(lambda: call(run.result())))
-
-
-def _open(job: Job, dataset: Dataset) -> Run:
+def open_training(job: Job, dataset: Dataset) -> Run:
+    """The MLflow run of a training, with its settings and its data."""
     settings, root = job.settings, job.storage.root
     uri, experiment = job.storage.tracking, settings.experiment
     run = open_run(job.store, job.tracking_key, uri=uri, experiment=experiment, name=job.name)
