@@ -194,6 +194,7 @@ def _over(store: Storage, number: int, wait: bool) -> bool:
         if owner.here and not owner.alive:
             log.warning("%s is gone without a word; taking over", owner)
             return True
+        asked = time.monotonic()             # an answer may be under way for longer than a lease lasts
         beat = _read(store, _key(number, "beat"))
         lives = owner.here or (seen is not None and beat != seen)
         if lives and not wait:
@@ -202,7 +203,7 @@ def _over(store: Storage, number: int, wait: bool) -> bool:
             )
         if lives or seen is None:
             since = time.monotonic()
-        elif time.monotonic() - since > owner.expires_s:
+        elif asked - since > owner.expires_s:
             log.warning("no sign of %s for %g s; taking over", owner, owner.expires_s)
             return True
         seen = beat
