@@ -150,7 +150,9 @@ class Index:
         return [(Segment(number, key, arrays, rows_), live) for number, key, arrays, rows_, live in rows]
 
     def _segment(self, key: str) -> Segment:
-        row = self._db.execute("SELECT number, key, arrays, rows FROM segments WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute(
+            "SELECT number, key, arrays, rows FROM segments WHERE key = ?", (key,)
+        ).fetchone()
         if row is None:
             raise LookupError(f"{key} was dropped")
         return Segment(*row)

@@ -32,6 +32,7 @@ from pipelines.segments import (
     DAMAGED,
     SCHEMA,
     ClipFile,
+    DamagedArraysError,
     checked,
     encode_clips,
     lines_of,
@@ -68,6 +69,7 @@ class Ledger:
         self.store = store
         self.told: Callable[[str, Record], None] | None = None   # of every record that is added
         self._index = Index()
+        self.unreadable: set[str] = set()                # segments whose records are sound, but not the clips
         self._lost: set[str] = set()                     # segments that turned out to be damaged
         self._pending: dict[str, dict[str, tuple[Record, list[Ref]]]] = {}
         self._since: dict[str, float] = {}
@@ -199,6 +201,8 @@ class Ledger:
                 self._index.put(stage, key, arrays, lines_of(data, key, arrays))
             except DAMAGED as error:
                 log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
+                if isinstance(error, DamagedArraysError):
+                    self.unreadable.add(key)
         self._index.seal(stage)
 
     def _fetched(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -72,6 +72,9 @@ def _counting(
     again: set[str] = set()
     _note(found, store, counting())
     open_ |= again
+    if ledger.unreadable:
+        found.segments |= ledger.unreadable
+        found.complete = False
     return came
 
 

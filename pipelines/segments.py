@@ -1,8 +1,8 @@
 """Segments: a file of records, and beside it one of the clips that came out, each of which can be read alone.
 
     <segment>.jsonl   a header line, then one record per line; it is written last and commits the segment
-    <segment>.npz     two arrays of bytes: `arrays`, the arrays of the clips one after the other, and `values`,
-                      one line of JSON per clip: its values, and of each array dtype, shape, offset and crc
+    <segment>.npz     two arrays of bytes: `arrays`, those of the clips one after the other, and `values`, one
+                      line of JSON per clip: its values, and of each array dtype, shape, offset and crc
 
 A record says where the line of a clip is, (start, length, crc, start of its arrays) in the file, so a clip
 costs one or two reads of a range, however large the segment. Nothing in it is ever run: no pickle.
@@ -36,6 +36,11 @@ DAMAGED = (
     ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, OverflowError,
     zipfile.BadZipFile, zlib.error,
 )
+
+
+class DamagedArraysError(ValueError):
+    """The arrays beside a segment are not those that were written."""
+
 
 Bytes = Callable[[int, int], bytes]          # (start, length) of a file
 
@@ -160,7 +165,7 @@ def lines_of(data: bytes, key: str, arrays: int | None = None) -> list[str]:
     if hashlib.sha256(body).hexdigest() != header["sha256"]:
         raise ValueError("checksum")
     if arrays is not None and arrays != header["arrays_bytes"]:
-        raise ValueError(f"{header['arrays_bytes']} bytes of arrays were written, {arrays} are there")
+        raise DamagedArraysError(f"{arrays} of {header['arrays_bytes']} bytes of arrays")
     lines = body.decode().split("\n")[:-1]
     if len(lines) != header["rows"]:
         raise ValueError("number of records")

@@ -80,8 +80,8 @@ class Spool:
         values = temporary_database(CACHE_KB)
         values.execute("CREATE TABLE clips (id, line)")
         values.execute("BEGIN")
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM refs ORDER BY n")   # as they lie in the store
-        values.executemany("INSERT INTO clips VALUES (?, ?)", ((row[1], self._line(_ref(row))) for row in rows))
+        refs = map(_ref, self._db.execute(f"SELECT {_COLUMNS} FROM refs ORDER BY n"))    # as in the store
+        values.executemany("INSERT INTO clips VALUES (?, ?)", ((ref.id, self._line(ref)) for ref in refs))
         values.execute("COMMIT")
         for (line,) in values.execute("SELECT line FROM clips ORDER BY id"):
             yield unpack(line, _nothing, ())
