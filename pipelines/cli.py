@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import logging
 import os
 import re
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from pipelines.lines import write_json
 
 Answer = tuple[dict[str, Any], str]
 
@@ -81,7 +82,10 @@ def answers(command: Callable[..., Answer]) -> Callable[..., None]:
     def run(*args: Any, as_json: bool, **options: Any) -> None:
         with _stdout_to_stderr() if as_json else contextlib.nullcontext():
             value, text = command(*args, **options)
-        click.echo(json.dumps(value) if as_json else text)
+        if as_json:
+            write_json(value, sys.stdout)
+        else:
+            click.echo(text)
         if value.get("fault"):
             raise ValueError(value["fault"])
 
@@ -128,7 +132,7 @@ def main() -> None:
 @main.command(epilog="Example: pv3d run --profile demo --set train.steps=48 --until AlignCrop")
 @takes_workflow
 @click.option("--until", metavar="STAGE", help="Stop after this stage, or after train, evaluate or register.")
-@click.option("--dry-run", is_flag=True, help="Print what is done and what is to do; do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what is done, to do and why, bytes, time; do nothing.")
 @click.option("--ray-address", metavar="A", help="Join this Ray cluster instead of starting one here.")
 @click.option("--in-process", is_flag=True, help="Run the data stages in this process, for debugging.")
 @waits
@@ -140,7 +144,8 @@ def run(
     from pipelines.run import check_until, describe_plan, run_workflow
 
     if dry_run:
-        return describe_plan(workflow, check_until(workflow, until))
+        check_until(workflow, until)
+        return describe_plan(workflow, until)
     return run_workflow(
         workflow, until=until, ray_address=ray_address, in_process=in_process, wait=wait
     )
@@ -156,14 +161,21 @@ def describe(workflow: Any) -> Answer:
     return describe_workflow(workflow)
 
 
-@main.command(epilog="Example: pv3d status --profile demo --json")
+@main.command(epilog="Example: pv3d status --profile demo --watch")
 @takes_workflow
+@click.option("--watch", is_flag=True, help="Show it again and again until the run that is going on ends.")
+@click.option("--every", default=2.0, show_default=True, metavar="SECONDS", help="How often, with --watch.")
+@click.option(
+    "--units", default="all", show_default=True, metavar="all|rejected|N",
+    help="Which clips --json lists; rejected ones include those that failed.",
+)  # fmt: skip
 @answers
-def status(workflow: Any) -> Answer:
-    """Count ok, rejected, failed and to-do units per stage, with reasons; --json also lists every clip."""
-    from pipelines.status import workflow_status
+def status(workflow: Any, watch: bool, every: float, units: str) -> Answer:
+    """Count ok, rejected, failed and to-do units per stage, with reasons, and tell how fast a run that is
+    going on gets on; --json also lists every clip."""
+    from pipelines.watch import status as tell
 
-    return workflow_status(workflow)
+    return tell(workflow, units, every if watch else None)
 
 
 @main.command(epilog="Example: pv3d takedown --set policy.takedown=takedown.txt --dry-run")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 EXAMPLES = 3
+MOST = 1000                                  # units of a kind that are kept to be listed
 
 # How the reasons of a kind begin; what is said of it.
 KINDS: tuple[tuple[str, str], ...] = (
@@ -38,7 +39,18 @@ class Loss:
     kind: str
     what: str
     reasons: Counter[str] = field(default_factory=Counter)
-    units: list[Ended] = field(default_factory=list)
+    units: list[Ended] = field(default_factory=list)      # the first ones, in the order of their lists
+
+    def add(self, unit: Ended) -> None:
+        self.reasons[unit.reason.removeprefix(f"{self.kind}: ")] += 1
+        self.units.append(unit)
+        if len(self.units) >= 2 * MOST:
+            self.sort()
+
+    def sort(self) -> None:
+        by_place = self.kind == "bad row"
+        self.units.sort(key=lambda unit: _natural(unit.detail if by_place else unit.source))
+        del self.units[MOST:]
 
     @property
     def text(self) -> str:
@@ -51,18 +63,30 @@ class Loss:
         return "\n".join(lines)
 
 
-def losses(units: Iterable[Ended]) -> list[Loss]:
-    """The kinds of which there are any, in the order of `KINDS`."""
-    found = {kind: Loss(kind, what) for kind, what in KINDS}
-    for unit in units:
+class Losses:
+    """Told of every unit, it keeps what was lost: all counts, and the first thousand units of each kind."""
+
+    def __init__(self) -> None:
+        self._found = {kind: Loss(kind, what) for kind, what in KINDS}
+
+    def add(self, unit: Ended) -> None:
         kind = kind_of(unit)
         if kind:
-            loss = found[kind]
-            loss.reasons[unit.reason.removeprefix(f"{kind}: ")] += 1
-            loss.units.append(unit)
-    for loss in found.values():
-        loss.units.sort(key=lambda unit: _natural(unit.detail if loss.kind == "bad row" else unit.source))
-    return [loss for loss in found.values() if loss.reasons]
+            self._found[kind].add(unit)
+
+    def found(self) -> list[Loss]:
+        """The kinds of which there are any, in the order of `KINDS`."""
+        for loss in self._found.values():
+            loss.sort()
+        return [loss for loss in self._found.values() if loss.reasons]
+
+
+def losses(units: Iterable[Ended]) -> list[Loss]:
+    """As `Losses.found`."""
+    kept = Losses()
+    for unit in units:
+        kept.add(unit)
+    return kept.found()
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -81,7 +105,7 @@ def kind_of(unit: Ended) -> str:
 
 
 def as_json(found: Iterable[Loss]) -> dict[str, Any]:
-    """Per kind how many, and every one of them with its reason and what is known beyond."""
+    """Per kind how many, and the first thousand with the reason and what is known beyond."""
     return {
         loss.kind: {
             "what": loss.what,

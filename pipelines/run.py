@@ -11,7 +11,8 @@ from typing import Any
 
 from infra.lease import hold
 from pipelines.document import did_you_mean
-from pipelines.status import describe_plan, workflow_status
+from pipelines.plan import describe_plan
+from pipelines.status import workflow_status
 from pipelines.workflow import Workflow
 
 __all__ = ["check_until", "describe_plan", "run_workflow"]
@@ -89,14 +90,16 @@ def _after_data(
 
 def _why_not(workflow: Workflow) -> str:
     """"no face (3), truncated (1)": the reasons of what was rejected or failed, most frequent first."""
-    answer, _ = workflow_status(workflow)
-    reasons = Counter(unit["reason"] for unit in answer["units"] if unit["state"] in ("rejected", "failed"))
+    answer, _ = workflow_status(workflow, units="0")
+    reasons: Counter[str] = Counter()
+    for one in answer["reasons"]:
+        reasons[one["reason"]] += one["count"]
     return ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
 
 
 def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
     """What a person wants to open next."""
-    _, table = workflow_status(workflow)
+    _, table = workflow_status(workflow, units="0")
     lines = [table, ""]
     if "report" in answer:
         lines.append(f"report      {answer['report']}")

@@ -1,186 +1,229 @@
-"""Where everything stands, read from the ledger: counts per stage, and one line per clip."""
+"""Where everything stands: counts per stage, how fast a run gets on that is going on, a line per clip."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.groups import group_outputs, groups_of
-from pipelines.ledger import Ledger, LostSegmentError, Record, Ref
-from pipelines.listing import listed
-from pipelines.losses import as_json, losses
-from pipelines.policy import Policy
-from pipelines.runner import steps_until
-from pipelines.workflow import Step, Workflow
+from infra.holder import holder
+from infra.storage import Storage
+from pipelines import live
+from pipelines.after_data import job_of, told
+from pipelines.lines import Lines
+from pipelines.losses import Losses, as_json
+from pipelines.rates import Ahead, duration, per_second, times_left, units_ahead
+from pipelines.survey import Counts, Survey, Unit
+from pipelines.survey import survey as walk
+from pipelines.workflow import Workflow
 from stages.base import GroupStage
+
+__all__ = ["Survey", "Unit", "check_units", "look", "survey", "told_of", "workflow_status"]
 
 Answer = tuple[dict[str, Any], str]
 
 TOLD = ("source", "clip", "stage", "state", "reason", "identity", "detail")       # of every unit, by --json
+STATES = ("ok", "rejected", "failed", "todo")
 
 
 @dataclass
-class Counts:
-    """What came to a stage, by what became of it. A cut counts what came out, so ok is what the next gets."""
+class _Status(Survey):
+    """Keeps the units that are to be listed in a file, and what of the listed videos was lost."""
 
-    ok: int = 0
-    rejected: int = 0
-    failed: int = 0
-    todo: int = 0
-    stale: int = 0                           # of those to do: done before, with other settings or input
-    again: int = 0                           # of the failed ones: the next run tries them again
+    units: Lines = field(default_factory=Lines)
+    total: int = 0
+    losses: Losses = field(default_factory=Losses)
+    wanted: str = "all"
 
+    def unit(self, unit: Unit) -> None:
+        self.total += 1
+        self.losses.add(unit)
+        if self._lists(unit):
+            self.units.append({name: getattr(unit, name) for name in TOLD})
 
-@dataclass
-class Unit:
-    """Where a clip, or a video that was never cut, ended or waits."""
-
-    source: str
-    clip: str | None
-    stage: str                               # that ended it or that it waits for; the last when all passed it
-    state: str
-    reason: str = ""
-    identity: str = ""
-    detail: str = ""
-    again: bool = False                      # failed for now: the next run tries it
+    def _lists(self, unit: Unit) -> bool:
+        if self.wanted.isdecimal():
+            return len(self.units) < int(self.wanted)
+        return self.wanted == "all" or unit.state in ("rejected", "failed")
 
 
 @dataclass
-class Survey:
-    """The whole of it."""
-
-    stages: dict[str, Counts] = field(default_factory=dict)
+class _AllUnits(Survey):
     units: list[Unit] = field(default_factory=list)
 
+    def unit(self, unit: Unit) -> None:
+        self.units.append(unit)
 
-def survey(workflow: Workflow, until: str | None = None) -> Survey:
-    """Follow every listed video through the records, without reading an array."""
+
+def survey(workflow: Workflow, until: str | None = None) -> _AllUnits:
+    """Every listed video with what became of it."""
+    return walk(workflow, _AllUnits, until)
+
+
+def workflow_status(workflow: Workflow, units: str = "all") -> Answer:
+    """`pv3d status`: the object of `--json`, and a table.
+
+    `units`: which are listed, "all", "rejected" (and failed) or how many at most. Those that are listed are
+    `pipelines.lines.Lines`: read them one after the other, there may be a million.
+    """
+    return told_of(workflow, look(workflow, units))
+
+
+def look(workflow: Workflow, units: str) -> _Status:
+    """What the records say; with a million units this takes a while."""
+    return walk(workflow, lambda: _Status(wanted=units))
+
+
+def told_of(workflow: Workflow, found: _Status) -> Answer:
+    """As `workflow_status`, of records that were looked at; what the run tells is of now."""
+    stages = {name: {state: getattr(c, state) for state in STATES} for name, c in found.stages.items()}
     store = workflow.store()
-    while True:
-        try:
-            return _survey(workflow, until, Ledger(store))
-        except LostSegmentError:
-            continue  # its records are dropped
+    run, training = _run(store, workflow, found), _training(workflow, store)
+    lost, reasons = found.losses.found(), _reasons(found)
+    lines = [*_run_lines(run), *_table(stages, run)]
+    lines += [f"  {one['count']:>5}  {one['state']} at {one['stage']}: {one['reason']}" for one in reasons]
+    lines += _training_lines(training)
+    lines += ["", "Of the listed videos did not come:", *(loss.text for loss in lost)] if lost else []
+    answer = {
+        "stages": stages, "run": run, "training": training, "reasons": reasons, "losses": as_json(lost),
+        "units_total": found.total, "units": found.units,
+    }  # fmt: skip
+    return answer, "\n".join(lines)
 
 
-def _survey(workflow: Workflow, until: str | None, ledger: Ledger) -> Survey:
-    found = Survey()
-    policy = Policy(workflow, ledger.store)
-    refs: list[Ref] = list(listed(workflow, ledger.store, policy))
-    steps = steps_until(workflow, until)
-    cut = False
-    for step in steps:
-        counts = found.stages.setdefault(step.name, Counts())
-        cuts = "frame_times_s" in step.stage.writes
-        refs = _admitted(found, counts, step, policy, ledger, refs, is_clip=cut)
-        records = _current(step, ledger, policy, refs)
-        kept: list[Ref] = []
-        for ref, record in records:
-            _count(found, counts, step, ledger, ref, record, is_clip=cut)
-            if record is not None:
-                kept.extend(ledger.outputs(record))
-        cut = cut or cuts
-        refs = kept
-    last = steps[-1].name
-    ended = len(refs)
-    refs = _admitted(found, found.stages[last], steps[-1], policy, ledger, refs, is_clip=cut)
-    found.stages[last].ok -= ended - len(refs)
-    found.units.extend(Unit(ref.source, ref.id, last, "ok", "", ref.identity) for ref in refs)
-    found.units.sort(key=lambda unit: (unit.source, unit.clip or ""))
+def check_units(text: str) -> str:
+    """Raise ValueError unless it says which units to list."""
+    if text in ("all", "rejected") or (text.isdecimal() and text.isascii()):
+        return text
+    raise ValueError(f"--units {text}: write all, rejected or how many at most")
+
+
+# --- the run that is going on -------------------------------------------------------------------------------
+
+
+def _run(store: Storage, workflow: Workflow, found: Survey) -> dict[str, Any] | None:
+    """Who has the store and how fast it gets on; None when nobody has it."""
+    last = holder(store)
+    if last is None or last.ended:
+        return None
+    told = live.read(store, last.number)
+    rows, left_s = _stages(workflow, found, told)
+    alive = last.alive
+    return {
+        "what": last.owner.what, "host": last.owner.host, "pid": last.owner.pid, "since": last.owner.started,
+        "alive": alive, "last_sign": last.beat, "quiet_s": round(last.quiet_s, 1),
+        "phase": told.get("phase", ""), "told": told.get("at", ""), "stages": rows,
+        "eta_s": left_s if alive and told.get("phase") == "data" else None,
+        "workers": told.get("workers", {}), "failures": told.get("failures", []),
+    }  # fmt: skip
+
+
+def _stages(
+    workflow: Workflow, found: Survey, told: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], float | None]:
+    """Per stage units done in this run, rates and seconds left; and seconds for all of the data stages."""
+    names = list(found.stages)
+    groups = {step.name: isinstance(step.stage, GroupStage) for step in workflow.steps}
+    seen = {name: told.get("stages", {}).get(name, {}) for name in names}
+    busy = sum(pool.get("busy", 0) for pool in told.get("workers", {}).values()) or 1
+    ahead = [
+        Ahead(found.stages[name].todo, passes(found.stages[name]), _rate(found, name, seen[name], busy),
+              groups[name])
+        for name in names
+    ]  # fmt: skip
+    left, together = times_left(ahead)
+    rows = {
+        name: {
+            "done": seen[name].get("done", 0), "per_s_now": seen[name].get("per_s_now", 0.0),
+            "per_s": seen[name].get("per_s", 0.0), "to_come": round(units), "eta_s": eta_s,
+        }
+        for name, units, eta_s in zip(names, units_ahead(ahead), left, strict=True)
+    }  # fmt: skip
+    return rows, together
+
+
+def passes(counts: Counts) -> float:
+    """How many units a stage sends on for one that comes to it; 1 while nothing is known."""
+    return counts.sent / counts.done if counts.done else 1.0
+
+
+def _rate(found: Survey, name: str, seen: dict[str, Any], busy: int) -> float:
+    """Units per second: of the last minute, else of the run, else what the records of before let expect."""
+    counts = found.stages[name]
+    before = busy * counts.timed / counts.seconds if counts.seconds else 0.0
+    return float(seen.get("per_s_now") or seen.get("per_s") or before)
+
+
+def _run_lines(run: dict[str, Any] | None) -> Iterator[str]:
+    if run is None:
+        return
+    who = f"{run['what']} on {run['host']} (pid {run['pid']}) since {run['since']}"
+    if not run["alive"]:
+        quiet = duration(run["quiet_s"])
+        yield f"{who}: no sign of life since {run['last_sign']} ({quiet}); the same command continues"
+        yield ""
+        return
+    yield f"{who}, last sign of life {duration(run['quiet_s'])} ago"
+    if run["phase"] == "data":
+        left = "not known yet" if run["eta_s"] is None else f"about {duration(run['eta_s'])}"
+        yield f"data stages, time left: {left}"
+    elif run["phase"]:
+        yield f"at: {run['phase']}"
+    if run["workers"]:
+        pools = (
+            f"{name} {pool['workers']} ({pool['busy']} busy, {pool['queued']} waiting)"
+            for name, pool in run["workers"].items()
+        )
+        yield "workers: " + ", ".join(pools)
+    for one in run["failures"][-3:]:
+        yield f"failed: {one['unit']} at {one['stage']}: {one['reason']}"
+    yield ""
+
+
+def _table(stages: dict[str, dict[str, int]], run: dict[str, Any] | None) -> Iterator[str]:
+    going = run is not None and run["alive"] and run["phase"] == "data"
+    yield f"{'stage':<20}" + "".join(f"{state:>10}" for state in STATES) + (
+        f"{'now':>10}{'mean':>10}{'left':>14}" if going else ""
+    )
+    for name, row in stages.items():
+        line = f"{name:<20}" + "".join(f"{row[state]:>10}" for state in STATES)
+        if run is not None and going:
+            one = run["stages"][name]
+            left = "" if one["eta_s"] is None else duration(one["eta_s"]) if one["eta_s"] else "-"
+            line += f"{per_second(one['per_s_now']):>10}{per_second(one['per_s']):>10}{left:>14}"
+        yield line
+
+
+def _reasons(found: Survey) -> list[dict[str, Any]]:
+    """Why units were rejected or failed, the most frequent first."""
+    return [
+        {"state": state, "stage": stage, "reason": reason, "count": count}
+        for (state, stage, reason), count in sorted(
+            found.reasons.items(), key=lambda item: (-item[1], item[0])
+        )
+    ]
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def _training(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
+    """How far the training is, as its first worker last told; None before it. Where the training of these
+    settings told nothing, that is the one that told last."""
+    job = job_of(workflow, store)
+    if job is None:
+        return None
+    found = told(store, job.progress)
+    if found is None:
+        others = (told(store, key) for key in store.list("train") if key.endswith("/progress.json"))
+        found = max((one for one in others if one), key=lambda one: float(one["time"]), default=None)
     return found
 
 
-def _admitted(
-    found: Survey, counts: Counts, step: Step, policy: Policy, ledger: Ledger, refs: list[Ref], is_clip: bool
-) -> list[Ref]:
-    """Those that the policy lets through to a step; the others end there."""
-    kept, stopped = policy.divide(refs, ledger)
-    counts.rejected += len(stopped)
-    found.units.extend(
-        Unit(ref.source, ref.id if is_clip else None, step.name, "rejected", reason, ref.identity)
-        for ref, reason in stopped
-    )
-    return kept
-
-
-def _current(
-    step: Step, ledger: Ledger, policy: Policy, refs: list[Ref]
-) -> Iterable[tuple[Ref, Record | None]]:
-    if not isinstance(step.stage, GroupStage):
-        return [policy.current(ledger, step, ref) for ref in refs]
-    pairs: list[tuple[Ref, Record | None]] = []
-    for members in groups_of(step, ledger, refs).values():
-        done = group_outputs(step, ledger, members) is not None
-        pairs += [(ref, ledger.current(step.name, step.key, ref) if done else None) for ref in members]
-    return pairs
-
-
-def _count(
-    found: Survey, counts: Counts, step: Step, ledger: Ledger, ref: Ref, record: Record | None, is_clip: bool
-) -> None:
-    clip = ref.id if is_clip else None
-    if record is None:
-        counts.todo += 1
-        counts.stale += ref.id in ledger.records(step.name)
-        found.units.append(Unit(ref.source, clip, step.name, "todo", "", ref.identity))
+def _training_lines(training: dict[str, Any] | None) -> Iterator[str]:
+    if training is None:
         return
-    if not record.outputs:
-        if record.state == "failed":
-            counts.failed += 1
-            counts.again += record.again
-        else:
-            counts.rejected += 1
-        found.units.append(
-            Unit(
-                ref.source, clip, step.name, record.state, record.reason, ref.identity, record.detail,
-                record.again,
-            )
-        )  # fmt: skip
-    for out in record.outputs:
-        if out.state == "ok":
-            counts.ok += 1
-        else:
-            counts.rejected += 1
-            found.units.append(
-                Unit(
-                    ref.source, out.id, step.name, out.state, out.reason, out.identity or ref.identity,
-                    out.detail,
-                )
-            )
-
-
-def workflow_status(workflow: Workflow) -> Answer:
-    """`pv3d status`: the object of `--json`, and a table."""
-    found = survey(workflow)
-    states = ("ok", "rejected", "failed", "todo")
-    stages = {name: {state: getattr(c, state) for state in states} for name, c in found.stages.items()}
-    lines = [f"{'stage':<20}" + "".join(f"{state:>10}" for state in states)]
-    lines += [f"{name:<20}" + "".join(f"{row[s]:>10}" for s in states) for name, row in stages.items()]
-    lines += [f"  {count:>5}  {text}" for text, count in _reasons(found)]
-    lost = losses(found.units)
-    lines += ["", "Of the listed videos did not come:", *(loss.text for loss in lost)] if lost else []
-    units = [{name: getattr(unit, name) for name in TOLD} for unit in found.units]
-    return {"stages": stages, "units": units, "losses": as_json(lost)}, "\n".join(lines)
-
-
-def _reasons(found: Survey) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for unit in found.units:
-        if unit.state in ("rejected", "failed"):
-            text = f"{unit.state} at {unit.stage}: {unit.reason}"
-            counts[text] = counts.get(text, 0) + 1
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def describe_plan(workflow: Workflow, until: str | None) -> Answer:
-    """`pv3d run --dry-run`: per stage what is done, stale and to do."""
-    found = survey(workflow, until)
-    plan = {
-        name: {"done": c.ok + c.rejected + c.failed - c.again, "stale": c.stale, "todo": c.todo + c.again}
-        for name, c in found.stages.items()
-    }
-    lines = [f"{'stage':<20}{'done':>10}{'stale':>10}{'todo':>10}"]
-    lines += [f"{n:<20}{row['done']:>10}{row['stale']:>10}{row['todo']:>10}" for n, row in plan.items()]
-    lines.append("A unit to do is counted at the first stage that it needs; later stages follow from it.")
-    return {"stages": plan}, "\n".join(lines)
+    text = f"training: update {training['step']:,} of {training['steps']:,}"
+    if training["step"] < training["steps"] and training["steps_per_second"]:
+        text += f", {per_second(training['steps_per_second'])}, {duration(training['eta_s'])} left"
+    yield text

@@ -3,7 +3,8 @@
 import pytest
 
 from pipelines.losses import as_json, losses
-from pipelines.status import Unit, describe_plan, workflow_status
+from pipelines.plan import describe_plan
+from pipelines.status import Unit, workflow_status
 
 
 def unit(reason, state="rejected", detail="", again=False):

@@ -1,0 +1,97 @@
+"""What of training, evaluation and registration is done, without starting any of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.storage import Storage
+from pipelines.rates import duration
+from pipelines.train_job import Job
+from pipelines.workflow import Workflow
+from stages.dataset import LATEST as DATASET
+
+if TYPE_CHECKING:
+    from infra.checkpoints import Checkpoint
+
+
+@dataclass
+class Later:
+    """A step after the data stages: units are updates for the training, else there is one."""
+
+    name: str
+    done: int
+    todo: int
+    seconds: float | None = None             # that what is to do takes; None for unknown
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        left = f"{self.seconds and duration(self.seconds)} left" if self.todo and self.seconds else ""
+        return f"{self.done:>10}{'':>10}{self.todo:>10}  " + "; ".join(t for t in (left, self.note) if t)
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "name"}
+
+
+def later(workflow: Workflow, store: Storage, until: str | None, *, dataset_changes: bool) -> list[Later]:
+    """train, evaluate and register, up to and including `until`."""
+    found = _all(workflow, store, dataset_changes)
+    names = [one.name for one in found]
+    return found[: names.index(until) + 1] if until in names else found
+
+
+def _all(workflow: Workflow, store: Storage, dataset_changes: bool) -> list[Later]:
+    steps, job = workflow.train.steps, job_of(workflow, store)
+    if dataset_changes or job is None:
+        note = "anew when the dataset changes" if job else "there is no dataset yet"
+        return [Later("train", 0, steps, note=note), Later("evaluate", 0, 1), Later("register", 0, 1)]
+    newest = _newest(store, job)
+    step = newest.step if newest else 0
+    done, left = min(step, steps), max(0, steps - step)
+    rate = (told(store, job.progress) or {}).get("steps_per_second")
+    train = Later("train", done, left, left / rate if rate else None)
+    if newest is None or left:
+        return [train, Later("evaluate", 0, 1), Later("register", 0, 1)]
+    from pipelines.evaluate import result_name
+
+    evaluated = int(store.exists(result_name(newest, workflow.evaluate)))
+    registered = int(_is_registered(workflow, newest))
+    return [
+        train, Later("evaluate", evaluated, 1 - evaluated), Later("register", registered, 1 - registered)
+    ]  # fmt: skip
+
+
+def job_of(workflow: Workflow, store: Storage) -> Job | None:
+    """The training of the latest dataset; None while there is none."""
+    try:
+        version = str(json.loads(store.read(DATASET))["version"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+    return Job(workflow.storage, workflow.train, version)
+
+
+def told(store: Storage, key: str) -> dict[str, Any] | None:
+    """What a training last said of itself: step, steps, steps_per_second, eta_s, time."""
+    try:
+        found = json.loads(store.read(key))
+    except (FileNotFoundError, ValueError):
+        return None
+    names = {"step", "steps", "steps_per_second", "eta_s", "time"}
+    return found if isinstance(found, dict) and names <= found.keys() else None
+
+
+def _newest(store: Storage, job: Job) -> Checkpoint | None:
+    """The newest checkpoint; its files are not read."""
+    from infra.checkpoints import checkpoints
+
+    return next(checkpoints(store, job.checkpoints), None)
+
+
+def _is_registered(workflow: Workflow, checkpoint: Checkpoint) -> bool:
+    """Whether the version that the alias names is of this checkpoint."""
+    from pipelines.register import find_version
+
+    version = find_version(workflow.storage.tracking, workflow.register.name, workflow.register.alias)
+    return version is not None and version.tags.get("checkpoint") == checkpoint.key

@@ -1,0 +1,208 @@
+"""Follow every listed video through the records, as a run would, and do nothing: for `status` and plans.
+
+Units stream, some hundred at a time, whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from infra.storage import Storage
+from pipelines.groups import group_records, groups_of
+from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, in_pages
+from pipelines.listing import listed
+from pipelines.policy import Policy
+from pipelines.runner import steps_until
+from pipelines.workflow import Step, Workflow
+from stages.base import GroupStage
+
+PAGE = 256                                   # units whose records are looked up at once
+
+
+@dataclass
+class Counts:
+    """What came to a stage, by what became of it. A cut counts what came out, so ok is what the next gets."""
+
+    ok: int = 0
+    rejected: int = 0
+    failed: int = 0
+    todo: int = 0
+    stale: int = 0                           # of those to do: done before, with other settings or input
+    again: int = 0                           # of the failed ones: the next run tries them again
+    done: int = 0                            # units, as they came, whose record holds
+    sent: int = 0                            # what of these went on to the next stage
+    timed: int = 0                           # records that say how long they took, those of old included
+    seconds: float = 0.0                     # that these took
+
+
+@dataclass
+class Unit:
+    """Where a clip, or a video that was never cut, ended or waits."""
+
+    source: str
+    clip: str | None
+    stage: str                               # that ended it or that it waits for; the last when all passed it
+    state: str
+    reason: str = ""
+    identity: str = ""
+    detail: str = ""
+    again: bool = False                      # failed for now: the next run tries it
+
+
+@dataclass
+class Survey:
+    """The counts of all stages. Subclasses look at the units as they come."""
+
+    stages: dict[str, Counts] = field(default_factory=dict)
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (state, stage, reason)
+
+    def unit(self, unit: Unit) -> None:
+        """Every unit, once, where it ended or waits."""
+
+    def came(self, ref: Ref) -> None:
+        """Every listed video."""
+
+    def record(self, step: Step, ref: Ref, record: Record) -> None:
+        """A unit that is done, with its record."""
+
+    def kept(self, ref: Ref) -> None:
+        """What came out of the last stage."""
+
+    def to_do(self, step: Step, ref: Ref, before: Record | None) -> None:
+        """A unit that is to be done, with the record that no longer holds."""
+
+
+S = TypeVar("S", bound=Survey)
+
+
+def survey(workflow: Workflow, make: Callable[[], S], until: str | None = None) -> S:
+    """Reads records, never an array of a clip that went on. The store may be one that only reads."""
+    store = workflow.store()
+    while True:
+        walk = _Walk(workflow, store, Ledger(store), make(), until)
+        try:
+            walk.all()
+        except LostSegmentError:
+            continue  # its records are dropped
+        return walk.found
+
+
+class _Walk(Generic[S]):
+    def __init__(
+        self, workflow: Workflow, store: Storage, ledger: Ledger, found: S, until: str | None
+    ) -> None:
+        self.workflow, self.store, self.ledger, self.found = workflow, store, ledger, found
+        self.policy = Policy(workflow, store)
+        self.steps = steps_until(workflow, until)
+        self.counts = [found.stages.setdefault(step.name, Counts()) for step in self.steps]
+        cuts = [n for n, step in enumerate(self.steps) if "frame_times_s" in step.stage.writes]
+        self._cut = cuts[0] if cuts else len(self.steps)     # what comes to later steps are clips
+
+    def all(self) -> None:
+        refs: Iterable[Ref] = self._listed()
+        index = 0
+        while index < len(self.steps):
+            if isinstance(self.steps[index].stage, GroupStage):
+                refs, index = self._group(refs, index), index + 1
+                continue
+            end = index
+            while end < len(self.steps) and not isinstance(self.steps[end].stage, GroupStage):
+                end += 1
+            refs, index = self._chain(refs, index, end), end
+        for ref in refs:
+            if self._goes_on(ref, index):
+                clip, stage = self._clip(ref, index), self.steps[-1].name
+                self.found.kept(ref)
+                self._say(Unit(ref.source, clip, stage, "ok", "", ref.identity))
+            else:
+                self.counts[-1].ok -= 1
+
+    def _listed(self) -> Iterator[Ref]:
+        for ref in listed(self.workflow, self.store, self.policy):
+            self.found.came(ref)
+            yield ref
+
+    def _chain(self, refs: Iterable[Ref], start: int, end: int) -> Iterator[Ref]:
+        """Through the per-clip steps start..end-1; yields what comes out of the last."""
+        for page in in_pages(refs, PAGE):
+            for at in range(start, end):
+                came = [ref for ref in page if self._goes_on(ref, at)]
+                pairs = list(self.policy.pairs(self.ledger, self.steps[at], came))
+                page = list(self._counted(at, pairs))
+            yield from page
+
+    def _group(self, refs: Iterable[Ref], at: int) -> Iterator[Ref]:
+        step = self.steps[at]
+        came = (ref for ref in refs if self._goes_on(ref, at))
+        for _, members in groups_of(step, self.ledger, came):
+            done = group_records(step, self.ledger, members)
+            records: list[Record | None] = list(done) if done is not None else [None] * len(members)
+            for start in range(0, len(members), PAGE):
+                part = slice(start, start + PAGE)
+                yield from self._counted(at, list(zip(members[part], records[part], strict=True)))
+
+    def _counted(self, at: int, pairs: list[tuple[Ref, Record | None]]) -> Iterator[Ref]:
+        """Note what became of some units at a step. Yields what came out and goes on."""
+        stage = self.steps[at].name
+        before = self.ledger.fetch(stage, [ref.id for ref, record in pairs if record is None])
+        for ref, record in pairs:
+            yield from self._count(at, ref, record, before.get(ref.id))
+
+    def _goes_on(self, ref: Ref, at: int) -> bool:
+        """Whether the policy lets a unit through to a step, or out of the last; else it ends there."""
+        reason = self.policy.stops(ref, self.ledger)
+        if reason:
+            where = min(at, len(self.steps) - 1)
+            self.counts[where].rejected += 1
+            clip, stage = self._clip(ref, at), self.steps[where].name
+            self._say(Unit(ref.source, clip, stage, "rejected", reason, ref.identity))
+        return not reason
+
+    def _count(self, at: int, ref: Ref, record: Record | None, before: Record | None) -> list[Ref]:
+        counts, stage, clip = self.counts[at], self.steps[at].name, self._clip(ref, at)
+        if record is None:
+            counts.todo += 1
+            counts.stale += before is not None
+            _time(counts, before)
+            self.found.to_do(self.steps[at], ref, before)
+            self._say(Unit(ref.source, clip, stage, "todo", "", ref.identity))
+            return []
+        _time(counts, record)
+        counts.done += 1
+        self.found.record(self.steps[at], ref, record)
+        if not record.outputs:
+            counts.failed += record.state == "failed"
+            counts.rejected += record.state != "failed"
+            counts.again += record.again
+            self._say(
+                Unit(
+                    ref.source, clip, stage, record.state, record.reason, ref.identity, record.detail,
+                    record.again,
+                )
+            )  # fmt: skip
+        for out in record.outputs:
+            if out.state != "ok":
+                counts.rejected += 1
+                identity = out.identity or ref.identity
+                self._say(Unit(ref.source, out.id, stage, out.state, out.reason, identity, out.detail))
+        outputs = self.ledger.outputs(record)
+        counts.ok += len(outputs)
+        counts.sent += len(outputs)
+        return outputs
+
+    def _clip(self, ref: Ref, at: int) -> str | None:
+        return ref.id if at > self._cut else None
+
+    def _say(self, unit: Unit) -> None:
+        if unit.reason:
+            self.found.reasons[unit.state, unit.stage, unit.reason] += 1
+        self.found.unit(unit)
+
+
+def _time(counts: Counts, record: Record | None) -> None:
+    if record is not None and record.seconds > 0:
+        counts.timed += 1
+        counts.seconds += record.seconds

@@ -1,0 +1,79 @@
+"""`pv3d status --watch`: the status again and again until the run ends, for a terminal or as plain lines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live as Screen
+from rich.text import Text
+
+from pipelines.rates import duration, per_second
+from pipelines.status import Answer, check_units, look, told_of, workflow_status
+from pipelines.workflow import Workflow
+
+log = logging.getLogger(__name__)
+
+_SHARE = 20                                  # of this time at most one part goes into reading records again
+
+
+def status(workflow: Workflow, units: str = "all", every_s: float | None = None) -> Answer:
+    """`pv3d status`; with `every_s` not before the run that is going on has ended, or Ctrl-C."""
+    check_units(units)
+    if every_s is not None:
+        if not every_s > 0:
+            raise ValueError(f"--every {every_s:g}: give the seconds from one look to the next")
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(workflow, every_s, Console(stderr=True))
+    return workflow_status(workflow, units)
+
+
+def _watch(workflow: Workflow, every_s: float, console: Console) -> None:
+    """Returns when no run is going on. The records are read less often the more there are."""
+    with _shown(console) as show:
+        due_s, found = 0.0, None
+        while True:
+            begun_s = time.monotonic()
+            if found is None or begun_s >= due_s:
+                found = look(workflow, "0")
+                due_s = begun_s + _SHARE * (time.monotonic() - begun_s)
+            answer, text = told_of(workflow, found)
+            if answer["run"] is None or not answer["run"]["alive"]:
+                return
+            show(answer, text)
+            time.sleep(max(0.0, begun_s + every_s - time.monotonic()))
+
+
+@contextlib.contextmanager
+def _shown(console: Console) -> Iterator[Callable[[dict[str, Any], str], None]]:
+    if console.is_terminal:
+        with Screen(console=console, transient=True, auto_refresh=False) as screen:
+            yield lambda _, text: screen.update(Text(text), refresh=True)
+        return
+    said: list[str] = []
+
+    def say(answer: dict[str, Any], _: str) -> None:
+        lines = list(_plain(answer))
+        for line in lines:
+            if line not in said:
+                log.info("%s", line)
+        said[:] = lines
+
+    yield say
+
+
+def _plain(answer: dict[str, Any]) -> Iterator[str]:
+    run, training = answer["run"], answer["training"]
+    if run["phase"] not in ("", "data"):
+        yield f"at: {run['phase']}"
+    for name, one in run["stages"].items():
+        if one["done"] and run["phase"] == "data":
+            left = f", {duration(one['eta_s'])} left" if one["eta_s"] else ""
+            rate = per_second(one["per_s_now"])
+            yield f"{name}: {one['done']} done, {one['to_come']} to come, {rate}{left}"
+    if run["phase"] == "train" and training:
+        yield f"train: {training['step']} of {training['steps']}"
