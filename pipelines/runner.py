@@ -169,8 +169,8 @@ class _Run:
             self.progress.expect(self.steps[at].name)
             position = at - pool.offset
             careful = alone and position > 0  # the next pool starts afresh
-            attempts = 1 + careful
-            pool.queue.append(Work(pool, position, [ref], None, careful, attempts, fed, anew))
+            work = Work(pool, position, [ref], alone=careful, attempts=1 + careful, fed=fed, anew=anew)
+            pool.queue.append(work)
             videos.began(fed)
 
         def advance(refs: list[Ref], index: int, after: Work | None = None, idle: bool = False) -> None:
