@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,11 @@ class ObjectCache:
         finally:
             os.close(handle)
         return True
+
+
+def machine_cache(most_bytes: int) -> ObjectCache:
+    """The one that this user's processes share, below TMPDIR."""
+    return ObjectCache(Path(tempfile.gettempdir(), f"pv3d-objects-{os.getuid()}"), most_bytes)
 
 
 def _remove_parts(part: Path) -> None:

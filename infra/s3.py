@@ -64,6 +64,8 @@ class S3Storage(Storage):
     for `patience_s`. With `cache_gb`, the processes of a machine share the copies that they fetch.
     """
 
+    request_bytes = 1 << 19                  # some milliseconds of latency and of this machine's work
+
     def __init__(
         self,
         root: str,
@@ -89,7 +91,8 @@ class S3Storage(Storage):
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._patience_s = patience_s
         place = f"{endpoint or ''} {self.bucket}"
-        self._copies = Copies(place, setting, int(cache_gb * 1e9), self._state, self._download)
+        self.cache_bytes = int(cache_gb * 1e9)
+        self._copies = Copies(place, setting, self.cache_bytes, self._state, self._download)
         self._answered = False
         self._extra = {"ServerSideEncryption": encryption} if encryption else {}
         if kms_key:

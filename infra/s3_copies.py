@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.object_cache import ObjectCache
+from infra.object_cache import machine_cache
 from infra.storage import StorageError
 
 _CHANGES = 3                                 # an object that changes more often is fetched as it comes
@@ -46,7 +46,7 @@ class Copies:
 
     def _shared(self, name: str, stack: contextlib.ExitStack) -> Path | None:
         """The machine's copy, of the object as it is now; None where there can be none."""
-        cache = ObjectCache(Path(tempfile.gettempdir(), f"pv3d-objects-{os.getuid()}"), self.cache_bytes)
+        cache = machine_cache(self.cache_bytes)
         for _ in range(_CHANGES if self.cache_bytes else 0):
             now = size, etag = self.state(name)
             if not etag or size > self.cache_bytes:

@@ -46,6 +46,10 @@ class Storage:
     """The calls that stages and pipelines use. `FolderStorage` and `S3Storage` differ in nothing else."""
 
     root: str
+    request_bytes: int = 0
+    """What a request costs beside its bytes, in bytes: rather than ask twice, so many are read in vain."""
+    cache_bytes: int = 0
+    """How much of a machine's disk copies of objects may take. 0: there are none."""
     s3: Mapping[str, Any] = {}
     """What `open_storage` was told of S3: other buckets are reached the same way."""
 

@@ -1,4 +1,4 @@
-"""The shards, read: which clips a version of the dataset holds, and two frames of one by range.
+"""The shards, read: which clips a version of the dataset holds, and frames of one by range.
 
 What was taken down leaves a tombstone, `{"taken_down": <record>}` in the place of a manifest or a version, so
 that whoever still names it is told why it is gone.
@@ -6,11 +6,10 @@ that whoever still names it is told why it is gone.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.storage import Storage, check_key
+from stages.members import TOMBSTONE, DamagedError, Members, TakenDownError, naming, taken_down_by
+
+__all__ = [
+    "LATEST", "TOMBSTONE", "DamagedError", "Dataset", "Sample", "Shard", "TakenDownError", "decode_jpeg",
+    "open_dataset", "taken_down_by",
+]
 
 LATEST = "dataset/latest.json"
-MOST_MEMBER = 1 << 28                        # bytes
+SCHEMA = 1                                   # of versions, manifests and indices
 MOST_FRAMES = 1 << 20                        # of a clip
-TOMBSTONE = "taken_down"                     # the key whose value names the record below takedown/
+MOST_CAMERAS = 1 << 28                       # bytes of cameras that are kept in memory
 
 _ID = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -43,9 +48,20 @@ class Sample:
     index: str                               # key of the shard's index
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file of a dataset, as its manifest names it."""
+
+    sha256: str
+    bytes: int
+
+
 @dataclass
 class Dataset:
-    """A version of the dataset. Reads by range what is asked for, and nothing else."""
+    """A version of the dataset. Reads by range what is asked for, and nothing else.
+
+    What is damaged raises DamagedError, what was taken down TakenDownError: both are ValueErrors of one line.
+    """
 
     store: Storage
     version: str
@@ -53,18 +69,45 @@ class Dataset:
     fps: float
     samples: list[Sample]
     manifests: list[str]                     # keys
-    _indices: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict, repr=False)
-    _cameras: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    shards: dict[str, Shard] = field(default_factory=dict)   # by the key of the tar
+
+    def __post_init__(self) -> None:
+        self.members = Members(self.store)
+        self._cameras: dict[str, NDArray[np.float32]] = {}
 
     def frames(self, sample: Sample, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """uint8 [n, H, W, 3] RGB. Raises ValueError for a damaged member, IndexError beyond the clip."""
-        return np.stack([self._picture(sample, index) for index in indices])
+        """uint8 [n, H, W, 3] RGB. Raises IndexError beyond the clip."""
+        pictures = self.pictures(sample, indices)
+        return np.stack([pictures[index] for index in indices])
+
+    def pictures(self, sample: Sample, indices: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Frames by their index, each decoded once. Raises IndexError beyond the clip."""
+        wanted = sorted(set(indices))
+        for index in wanted:
+            if not 0 <= index < sample.frame_count:
+                raise IndexError(f"{sample.clip_id}: frame {index} of {sample.frame_count}")
+        try:
+            return self._pictures(sample, wanted)
+        except DamagedError:
+            if not self.members.has_copy(sample.tar):
+                raise
+            self.members.use_copy(sample.tar, None)   # it may be this machine's disk
+            return self._pictures(sample, wanted)
 
     def cameras(self, sample: Sample) -> NDArray[np.float32]:
         """float32 [T, 25], kept in memory."""
-        if sample.clip_id not in self._cameras:
-            self._cameras[sample.clip_id] = np.asarray(self._array(sample, "cameras.npy"), np.float32)
-        return self._cameras[sample.clip_id]
+        found = self._cameras.get(sample.clip_id)
+        if found is None:
+            found = np.asarray(self._array(sample, "cameras.npy"), np.float32)
+            if found.shape != (sample.frame_count, 25) or not np.isfinite(found).all():
+                raise DamagedError(
+                    f"{sample.clip_id}.cameras.npy of {sample.tar} in {self.store.root} is damaged: not "
+                    f"{sample.frame_count} x 25 finite numbers; make the shards in another storage.root"
+                )
+            if len(self._cameras) * found.nbytes > MOST_CAMERAS:
+                self._cameras.clear()
+            self._cameras[sample.clip_id] = found
+        return found
 
     def landmarks(self, sample: Sample) -> NDArray[np.float32]:
         """float32 [T, 68, 2], px of the source."""
@@ -72,37 +115,28 @@ class Dataset:
 
     def record(self, sample: Sample) -> dict[str, Any]:
         """The provenance of a sample: see `stages.provenance`."""
-        values: dict[str, Any] = json.loads(self._member(sample, "json"))
+        values: dict[str, Any] = json.loads(self._read(sample, ["json"])[0])
         return values
 
-    def _picture(self, sample: Sample, index: int) -> NDArray[np.uint8]:
+    def _pictures(self, sample: Sample, indices: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        data = self._read(sample, [f"{index:04d}.jpg" for index in indices])
+        return {i: self._picture(sample, i, jpeg) for i, jpeg in zip(indices, data, strict=True)}
+
+    def _picture(self, sample: Sample, index: int, data: bytes) -> NDArray[np.uint8]:
         what = f"{sample.clip_id} frame {index}"
-        picture = decode_jpeg(self._frame(sample, index), what)
+        picture = decode_jpeg(data, what)
         if picture.shape[:2] != (sample.size, sample.size):
-            raise ValueError(f"{what}: {picture.shape[1]}x{picture.shape[0]} px; the shard is damaged")
+            raise DamagedError(f"{what}: {picture.shape[1]}x{picture.shape[0]} px; the shard is damaged")
         return picture
 
-    def _frame(self, sample: Sample, index: int) -> bytes:
-        if not 0 <= index < sample.frame_count:
-            raise IndexError(f"{sample.clip_id}: frame {index} of {sample.frame_count}")
-        return self._member(sample, f"{index:04d}.jpg")
-
     def _array(self, sample: Sample, name: str) -> NDArray[Any]:
-        data = self._member(sample, name)
-        with _naming(self.store, sample.tar):
+        (data,) = self._read(sample, [name])
+        with naming(self.store, sample.tar):
             array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         return array
 
-    def _member(self, sample: Sample, name: str) -> bytes:
-        with _naming(self.store, sample.index):
-            if sample.index not in self._indices:
-                rows = json.loads(self.store.read(sample.index))["members"]
-                self._indices[sample.index] = {f"{clip}.{name}": (at, size) for clip, name, at, size in rows}
-            at, size = self._indices[sample.index][f"{sample.clip_id}.{name}"]
-            if not (at >= 0 and 0 <= size <= MOST_MEMBER):
-                raise ValueError(f"{name}: {size} bytes at {at}")
-        with _naming(self.store, sample.tar):
-            return self.store.read_range(sample.tar, at, size)
+    def _read(self, sample: Sample, names: Sequence[str]) -> list[bytes]:
+        return self.members.read(sample.tar, sample.index, sample.clip_id, names)
 
 
 def open_dataset(store: Storage, version: str | None = None) -> Dataset:
@@ -113,30 +147,37 @@ def open_dataset(store: Storage, version: str | None = None) -> Dataset:
     if version is None:
         if not store.exists(LATEST):
             raise ValueError(f"no shards in {store.root}; run `pv3d run --until WriteShards` first")
-        with _naming(store, LATEST):
+        with naming(store, LATEST):
             version = str(json.loads(store.read(LATEST))["version"])
     key = check_key(f"dataset/{version}.json")
     if not store.exists(key):
         raise ValueError(
             f"no version {version} of the shards in {store.root}; run `pv3d run --until WriteShards` first"
         )
-    with _naming(store, key):
+    with naming(store, key):
         content = json.loads(store.read(key))
         if TOMBSTONE not in content:
             manifests = [check_key(manifest) for manifest in content["manifests"]]
             size, fps = int(content["size"]), float(content["fps"])
+            schema = content["schema"]
     if TOMBSTONE in content:
-        raise ValueError(
+        raise TakenDownError(
             f"version {version} of the shards in {store.root} was taken down (see {content[TOMBSTONE]}); "
             "`pv3d run` goes on with the version that replaced it"
         )
-    samples = []
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{key} in {store.root} is of schema {schema!r}, this pv3d reads {SCHEMA}; read it with the pv3d "
+            "that wrote it, or make the shards in another storage.root"
+        )
+    samples, shards = [], {}
     for key in manifests:
-        with _naming(store, key):
+        with naming(store, key):
             manifest = json.loads(store.read(key))
             tar, index = check_key(manifest["tar"]), check_key(manifest["index"])
+            shards[tar] = Shard(str(manifest["sha256"]), int(manifest["bytes"]))
             samples += [_checked(Sample(**s, tar=tar, index=index)) for s in manifest["samples"]]
-    return Dataset(store, version, size, fps, samples, manifests)
+    return Dataset(store, version, size, fps, samples, manifests, shards)
 
 
 def _checked(sample: Sample) -> Sample:
@@ -150,34 +191,6 @@ def _checked(sample: Sample) -> Sample:
     return sample
 
 
-def taken_down_by(store: Storage, key: str) -> str:
-    """The record that took down the shard (key of its manifest, tar or index) or the version; "" for none."""
-    stem = key.rpartition("/")[2].split(".", 1)[0]
-    key = key if key.startswith("dataset/") else f"manifest/{stem}.json"
-    try:
-        content = json.loads(store.read(key))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return ""
-    return str(content.get(TOMBSTONE, "")) if isinstance(content, dict) else ""
-
-
-@contextlib.contextmanager
-def _naming(store: Storage, key: str) -> Iterator[None]:
-    """Turn what reading a lost or damaged file raises into one line (a ValueError) that names the file."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if record := taken_down_by(store, key):
-            raise ValueError(
-                f"{key} in {store.root} was taken down (see {record}); "
-                "`pv3d run` goes on with the version of the dataset that replaced it"
-            ) from error
-        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise ValueError(
-            f"{key} in {store.root} is {what}; bring it back, or make the shards in another storage.root"
-        ) from error
-
-
 def decode_jpeg(data: bytes, what: str) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB. Raises ValueError, naming `what`, for bytes that are no whole JPEG."""
     import cv2
@@ -186,6 +199,6 @@ def decode_jpeg(data: bytes, what: str) -> NDArray[np.uint8]:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:                        # of no bytes, and of a header that promises a gigapixel
         picture = None
-    if picture is None:
-        raise ValueError(f"{what}: not a whole JPEG; the shard is damaged")
+    if picture is None or data[-2:] != b"\xff\xd9":   # some versions make up what is cut off
+        raise DamagedError(f"{what}: not a whole JPEG; the shard is damaged")
     return np.asarray(picture, np.uint8)
