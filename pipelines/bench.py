@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 # name -> function that takes keyword arguments and returns {"figures": {name: number}, ...} or the figures
 BENCHES = {
     "cameras": "pipelines.benches.cameras:run",
+    "chaos": "pipelines.benches.chaos:run",
     "cut": "pipelines.benches.cut:run",
     "help": "pipelines.bench:help_time",
     "identity": "pipelines.benches.identity:run",
