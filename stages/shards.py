@@ -175,7 +175,7 @@ def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str
         path = Path(folder, "shard.tar")
         with (
             store.local(manifest["tar"]) as old,
-            tarfile.open(old) as source,
+            tarfile.open(old, "r:") as source,
             tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar,
         ):
             for member in source:
@@ -188,7 +188,7 @@ def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str
 
 def aligned_frames(store: Storage, clip: Clip, step: int = 1) -> Iterator[bytes]:
     """Every `step`-th JPEG of the aligned frames of a clip, from frame 0 on."""
-    with store.local(clip.aligned) as path, tarfile.open(path) as tar:
+    with store.local(clip.aligned) as path, tarfile.open(path, "r:") as tar:
         for index in range(0, clip.frame_count, step):
             member = tar.extractfile(f"{index:04d}.jpg")
             assert member is not None, f"{clip.aligned}: {index:04d}.jpg is not a file"
@@ -231,7 +231,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _index(path: Path) -> list[list[Any]]:
     """Rows of key, member, offset, size."""
-    with tarfile.open(path) as tar:
+    with tarfile.open(path, "r:") as tar:
         return [[*m.name.split(".", 1), m.offset_data, m.size] for m in tar]
 
 
