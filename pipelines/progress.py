@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -55,6 +56,7 @@ class Progress:
         self.listing = listing
         self.crew: dict[str, Any] = {}       # per pool, as the executor says
         self._said = self._told = time.monotonic()
+        self._asked = 0.0
         self._bars: Bars | None = None
         self._tasks: dict[str, Any] = {}
         self._lock = threading.Lock()        # `pipelines.live` reads from a thread of its own
@@ -88,25 +90,37 @@ class Progress:
         """No units come any more but those that stages send on."""
         self.listing = False
 
-    def done(self, stage: str, units: int = 1, *, sent: int = 0, state: str = "") -> None:
-        """Units have ended at this stage; `sent` is what came out and goes on."""
+    def done(self, stage: str, units: int = 1, state: str = "") -> None:
+        """Units have ended at this stage, in one state."""
         with self._lock:
             count, now_s = self.counts[stage], time.monotonic()
             count.rate = count.rate or Rate(now_s)
             count.rate.add(units, now_s)
             count.done += units
-            count.sent += sent
             if state:
                 count.states[state] += units
+
+    def sends(self, stage: str, units: int) -> None:
+        """Of a unit that has ended, what came out and goes on."""
+        with self._lock:
+            self.counts[stage].sent += units
+
+    def again(self) -> None:
+        """All is planned anew: what was expected and is not done will be expected once more."""
+        with self._lock:
+            for count in self.counts.values():
+                count.known = count.done
 
     def failed(self, stage: str, unit: str, reason: str) -> None:
         """A unit was given up; the last few are told."""
         with self._lock:
             self.failures.append({"stage": stage, "unit": unit, "reason": reason})
 
-    def tick(self) -> None:
-        """Say where things stand, when it is time to; call it often."""
+    def tick(self, crew: Callable[[], dict[str, Any]] | None = None) -> None:
+        """Say where things stand, when it is time to; call it often. `crew`: tells of the workers."""
         now_s = time.monotonic()
+        if crew is not None and now_s - self._asked >= 1.0:
+            self._asked, self.crew = now_s, crew()
         if self._bars is not None and now_s - self._told >= 0.25:
             self._told = now_s
             self._show()

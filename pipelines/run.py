@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.lease import hold
 from pipelines.document import did_you_mean
+from pipelines.live import Live
 from pipelines.plan import describe_plan
 from pipelines.status import workflow_status
 from pipelines.workflow import Workflow
@@ -52,12 +53,15 @@ def run_workflow(
         check_tracking(workflow.storage.tracking)  # not after hours of data
     store = workflow.store()
     store.check_writable()
-    with hold(store, "pv3d run", expires_s=workflow.storage.lease_s, wait=wait):
+    held = hold(store, "pv3d run", expires_s=workflow.storage.lease_s, wait=wait)
+    with held as lease, Live(store, lease.number) as live:
         try:
-            prepared = prepare(workflow, until=last_stage, in_process=in_process, ray_address=ray_address)
+            prepared = prepare(
+                workflow, until=last_stage, in_process=in_process, ray_address=ray_address, live=live
+            )
             answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}
             if last_stage is None:
-                answer.update(_after_data(workflow, until, ray_address, prepared.kept))
+                answer.update(_after_data(workflow, until, ray_address, prepared.kept, live))
         finally:
             cluster.stop()
     answer["seconds"] = round(time.monotonic() - begun, 1)
@@ -66,7 +70,7 @@ def run_workflow(
 
 
 def _after_data(
-    workflow: Workflow, until: str | None, ray_address: str | None, kept: int
+    workflow: Workflow, until: str | None, ray_address: str | None, kept: int, live: Live
 ) -> dict[str, Any]:
     from pipelines.evaluate import evaluate
     from pipelines.register import register
@@ -76,14 +80,18 @@ def _after_data(
     if not kept:
         page = report(workflow)
         raise ValueError(f"no clip is left to train on: {_why_not(workflow)}; the report shows them: {page}")
+    live.phase = "train"
     found: dict[str, Any] = {"training": train(workflow, ray_address=ray_address)}
     if until == "train":
         return found
+    live.phase = "evaluate"
     found["evaluation"] = evaluate(workflow)
     if until == "evaluate":
         return found
+    live.phase = "register"
     version = register(workflow)
     found["model"] = {"name": version.name, "version": version.version, "alias": version.alias}
+    live.phase = "report"
     found["report"] = str(report(workflow))
     return found
 

@@ -17,10 +17,12 @@ from pipelines.groups import group_outputs, groups_of, in_storage_order, is_ligh
 from pipelines.in_process import InProcess
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
 from pipelines.listing import listed
+from pipelines.live import Live
 from pipelines.policy import Policy
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
 from pipelines.spool import Spool
+from pipelines.stage_keys import remember
 from pipelines.videos import Videos
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
@@ -41,8 +43,9 @@ class Prepared:
 
 
 def prepare(
-    workflow: Workflow, *, until: str | None = None, in_process: bool = False, ray_address: str | None = None
-) -> Prepared:
+    workflow: Workflow, *, until: str | None = None, in_process: bool = False, ray_address: str | None = None,
+    live: Live | None = None,
+) -> Prepared:  # fmt: skip
     """Run the data stages, up to and including `until`. What is done already is not done again.
 
     Raises StorageError for a store that cannot be written, SetupError for a stage that cannot start and
@@ -66,8 +69,11 @@ def prepare(
         ledger.told = unit_counter()
         return executor
 
-    with Progress([step.name for step in steps]) as progress:
+    with Progress([step.name for step in steps], listing=True) as progress:
+        if live is not None:
+            live.progress = progress
         while True:
+            progress.again()
             run = _Run(workflow, steps, store, ledger, start, progress)
             try:
                 prepared = run.all()
@@ -115,11 +121,12 @@ class _Run:
     def executor(self) -> Executor:
         """Started when there is something to do, so that a run with nothing to do is quick."""
         if self._executor is None:
+            remember(self.store, self.steps)
             self._executor = self._start()
         return self._executor
 
     def all(self) -> Prepared:
-        refs: Iterable[Ref] | Spool = listed(self.workflow, self.store, self.policy)
+        refs: Iterable[Ref] | Spool = self._listed()
         index = 0
         while index < len(self.steps):
             step = self.steps[index]
@@ -137,6 +144,10 @@ class _Run:
         else:
             self.prepared.kept = sum(1 for _ in self._admitted(refs, index))
         return self.prepared
+
+    def _listed(self) -> Iterator[Ref]:
+        yield from listed(self.workflow, self.store, self.policy)
+        self.progress.all_listed()
 
     def _admitted(self, refs: Iterable[Ref], index: int) -> Iterator[Ref]:
         """Those that the policy lets through to a step."""
@@ -287,6 +298,7 @@ class _Run:
             )  # fmt: skip
             refs = self.ledger.add(step.name, record, piece.clips)
             self._count(step)
+            self.progress.sends(step.name, len(refs))
             if piece.stage == work.last:
                 advance(refs, pool.offset + piece.stage + 1, work)
         return any(piece.again for piece in outcome.pieces)
