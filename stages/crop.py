@@ -194,7 +194,7 @@ class AlignCrop(Stage):
     scale_sigma_s: float = 0.12              # s, on its size and turn
     max_padded: float = 0.3                  # largest share of a square that may lie outside the frame
     padding: str = "ffhq"                    # blurred, as published, also just inside; or mirror: plain
-    min_source_px: float = 128               # smallest side of a square in the source
+    min_source_px: float = 128.0             # smallest side of a square in the source
 
     name: ClassVar[str] = "AlignCrop"
     reads: ClassVar[tuple[str, ...]] = (
