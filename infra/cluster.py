@@ -14,17 +14,23 @@ from infra import interrupts
 
 _MOST = "PV3D_CLUSTER_MAX"
 _ANSWER_SECONDS = 15.0
-_OBJECTS = 1 << 30  # bytes: only clips travel, and Ray would take a third of the memory
+OBJECTS_MB = 512                 # only clips travel, and Ray would take a third of the memory
 
 
-def start(address: str | None = None, *, cpus: int | None = None, log_to_driver: bool = True) -> None:
+def start(
+    address: str | None = None, *, cpus: int | None = None, objects_mb: int = OBJECTS_MB,
+    log_to_driver: bool = True,
+) -> None:  # fmt: skip
     """Start a Ray of our own, or join the one at `address` (or at RAY_ADDRESS, as inside a Ray job).
+
+    `objects_mb` is the object store of one that is started; it is memory, taken as it fills.
 
     Does nothing when this process is connected already. Raises ValueError, within seconds, when nothing or
     something else answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")  # what a worker started ends with it
     import ray
 
     if ray.is_initialized():
@@ -34,7 +40,7 @@ def start(address: str | None = None, *, cpus: int | None = None, log_to_driver:
     if where == "local":
         with interrupts.kept():
             ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECTS,
+                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=objects_mb << 20,
                 **common,
             )  # fmt: skip
         return
@@ -77,6 +83,16 @@ def check_address(address: str) -> None:
 def options(cpus: float, gpus: float, custom: dict[str, float]) -> dict[str, Any]:
     """Numbers as Ray's options of a task or an actor."""
     return {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(custom), "scheduling_strategy": "SPREAD"}
+
+
+def nodes() -> dict[str, dict[str, float]]:
+    """What each node has, by id: those that are alive and are not being drained."""
+    import ray
+    from ray._private.state import state
+
+    leaving = state.get_draining_nodes()  # as Ray Train asks; there is no public way
+    alive = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    return {node["NodeID"]: dict(node["Resources"]) for node in alive}
 
 
 def grows() -> bool:

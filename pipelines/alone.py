@@ -1,91 +1,195 @@
 """Run one stage on one unit in a process of its own, so that its death is known by name.
 
 Ray only says that a worker is gone. A unit whose worker died is therefore tried once more like this, and the
-signal or the time limit becomes the reason of its failure.
+signal, the lack of memory or the time limit becomes the reason of its failure. What a stage started ends with
+it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.storage import StorageError
 from pipelines.ledger import ClipFile, Output, encode_clips
-from pipelines.work import ChainSpec, Piece, SetupError, StageBugError
+from pipelines.work import ChainSpec, OutOfMemoryError, Piece, SetupError, StageBugError
 from stages.clip import Clip
 
+SETUP_S = 900.0                  # to start and to load models, which no unit is to blame for
+_LAST_WORDS_S = 5.0
+_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
+_COMMAND = "from pipelines.alone import main; main()"
 
-def run_alone(spec: ChainSpec, clip: Clip, stage: int, timeout_s: float) -> Piece | str:
-    """The piece, or why the process ended without one: "crashed: SIGSEGV", "timed out"."""
+
+@dataclass(frozen=True)
+class Death:
+    """Why a unit has no outcome: "crashed: SIGSEGV", "timed out", "out of memory"; and where in the code."""
+
+    reason: str
+    detail: str = ""
+
+
+def run_alone(
+    spec: ChainSpec, clips: Sequence[Clip], stage: int, group: str | None, timeout_s: float
+) -> list[Piece] | Death:
+    """The pieces of one unit, or of one group, at one stage of the chain; or why there are none."""
     with tempfile.TemporaryDirectory(prefix="pv3d-alone-") as folder:
-        Path(folder, "spec.json").write_text(json.dumps({"spec": asdict(spec), "stage": stage}))
-        Path(folder, "clip.npz").write_bytes(encode_clips([clip]))
-        command = [sys.executable, "-c", "from pipelines.alone import main; main()", folder]
-        # The child leaves when its end of the pipe closes, so it never outlives a killed worker.
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
-            try:
-                status = child.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                return "timed out"
+        Path(folder, "in.npz").write_bytes(encode_clips(clips))
+        ready, told = os.pipe()
+        job = {"spec": asdict(spec), "stage": stage, "group": group, "ready": told, "timeout_s": timeout_s}
+        Path(folder, "job.json").write_text(json.dumps(job))
+        killed_before = _killed_for_memory()
+        # The child leaves when its end of stdin closes, so it does not outlive a killed worker.
+        child = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, folder], stdin=subprocess.PIPE, pass_fds=[told], process_group=0
+        )
+        try:
+            os.close(told)
+            status = _wait(child, ready, timeout_s)
+        finally:
+            os.close(ready)
+            _kill_group(child)
+        trace = _read_text(Path(folder, "trace.txt"))
+        if status is None:
+            return Death("timed out", _place(trace))
+        if status == -signal.SIGKILL and _killed_for_memory() > killed_before:
+            return Death("out of memory", "the system killed it")
         if status < 0:
-            return f"crashed: {signal.Signals(-status).name}"
-        answer = Path(folder, "piece.json")
+            return Death(f"crashed: {signal.Signals(-status).name}", _place(trace))
+        answer = Path(folder, "answer.json")
         if status != 0 or not answer.exists():
-            return f"crashed: exit status {status}"
+            return Death(f"crashed: exit status {status}")
         return _read(answer, Path(folder, "out.npz"))
 
 
-def _read(answer: Path, clips: Path) -> Piece:
+def _wait(child: subprocess.Popen[bytes], ready: int, timeout_s: float) -> int | None:
+    """The exit status; None for a child that took too long, after it was asked where it is."""
+    started = bool(select.select([ready], [], [], max(SETUP_S, timeout_s))[0])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return child.wait(timeout_s if started else 0)
+    child.send_signal(signal.SIGABRT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_LAST_WORDS_S)
+    return None
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    """The child, and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert child.stdin is not None
+    child.stdin.close()
+
+
+def _killed_for_memory() -> int:
+    """How many processes the kernel has killed for want of memory since it started; 0 if it does not say."""
+    found = re.search(r"^oom_kill (\d+)$", _read_text(Path("/proc/vmstat")), re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _place(trace: str) -> str:
+    """"decoder.py:88 in _decode": the innermost call in a traceback of faulthandler that is no library's."""
+    current = trace.partition("Current thread")[2].partition("\n\n")[0]
+    frames = [(path, line, name) for path, line, name in _FRAME.findall(current or trace)]
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    own = [frame for frame in frames if not frame[0].startswith(libraries) and Path(frame[0]).is_absolute()]
+    for path, line, name in (own or frames)[:1]:
+        return f"{Path(path).name}:{line} in {name}"
+    return ""
+
+
+def _read(answer: Path, clips: Path) -> list[Piece] | Death:
     values = json.loads(answer.read_text())
+    if "death" in values:
+        return Death(*values["death"])
     if "bug" in values:
         raise StageBugError(*values["bug"])
     if "setup" in values:
         raise SetupError(values["setup"])
     if "storage" in values:
         raise StorageError(values["storage"])
-    values["outputs"] = [Output(**out) for out in values["outputs"]]
     held = ClipFile(clips.read_bytes())
-    return Piece(**{**values, "clips": [held.clip(row) for row in range(len(held))]})
+    pieces, row = [], 0
+    for piece in values["pieces"]:
+        outputs = [Output(**out) for out in piece["outputs"]]
+        out_clips = [held.clip(row + number) for number in range(len(outputs))]
+        row += len(outputs)
+        pieces.append(Piece(**{**piece, "outputs": outputs, "clips": out_clips}))
+    return pieces
 
 
 def main() -> None:
     """Entry of the child process."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    folder = sys.argv[1]
-    values = json.loads(Path(folder, "spec.json").read_text())
-    fields = values["spec"]
+    folder = Path(sys.argv[1])
+    with (folder / "trace.txt").open("w") as trace:
+        faulthandler.enable(trace)               # of a crash, and of the SIGABRT at the time limit
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
+        job = json.loads((folder / "job.json").read_text())
+        (folder / "answer.json").write_text(json.dumps(_answer(job, folder)))
+    sys.stdout.flush()
+    os._exit(0)                                  # whatever threads a library has left
+
+
+def _answer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    fields = job["spec"]
     spec = ChainSpec(
         stages=tuple((use, settings) for use, settings in fields["stages"]),
         names=tuple(fields["names"]),
         root=fields["root"],
         options=fields["options"],
         sys_path=tuple(fields["sys_path"]),
+        history=tuple(fields["history"]),
     )
-    clip = ClipFile(Path(folder, "clip.npz").read_bytes()).clip(0)
-    answer: dict[str, object]
+    held = ClipFile((folder / "in.npz").read_bytes())
+    clips = [held.clip(row) for row in range(len(held))]
+    stage = job["stage"]
     try:
-        (piece,) = spec.build().run(clip, values["stage"], values["stage"])
-        Path(folder, "out.npz").write_bytes(encode_clips(piece.clips))
-        piece.clips = []
-        answer = asdict(piece)
+        chain = spec.build()
+        chain.setup(stage, stage)
+        os.write(job["ready"], b"r")
+        # Should the worker be gone and this hang: the parent ends it sooner.
+        faulthandler.dump_traceback_later(job["timeout_s"] + 60.0, exit=True)
+        if job["group"] is None:
+            pieces = chain.run(clips[0], stage, stage)
+        else:
+            pieces = chain.run_group(job["group"], clips)
+    except OutOfMemoryError as error:
+        return {"death": ["out of memory", str(error)]}
     except StageBugError as error:
-        answer = {"bug": list(error.args)}
+        return {"bug": list(error.args)}
     except SetupError as error:
-        answer = {"setup": str(error)}
+        return {"setup": str(error)}
     except StorageError as error:
-        answer = {"storage": str(error)}
-    Path(folder, "piece.json").write_text(json.dumps(answer))
+        return {"storage": str(error)}
+    (folder / "out.npz").write_bytes(encode_clips([clip for piece in pieces for clip in piece.clips]))
+    for piece in pieces:
+        piece.clips = []
+    return {"pieces": [asdict(piece) for piece in pieces]}
 
 
 def _leave_with_parent() -> None:
     while os.read(0, 1):  # not sys.stdin, whose lock would stand in the way of the interpreter's end
         pass
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)

@@ -77,7 +77,7 @@ def group_records(step: Step, ledger: Ledger, members: list[Ref]) -> list[Record
         found = ledger.fetch(step.name, [ref.id for ref in page])
         for ref in page:
             record = found.get(ref.id)
-            if record is None or record.members != digest or not holds(record, step.key, ref):
+            if record is None or record.again or record.members != digest or not holds(record, step.key, ref):
                 return None
             records.append(record)
     return records

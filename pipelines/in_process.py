@@ -6,7 +6,7 @@ from infra.storage import Storage
 from pipelines.groups import clips_of
 from pipelines.ledger import Ledger
 from pipelines.pools import Outcome, Pool
-from pipelines.work import Chain
+from pipelines.work import Chain, OutOfMemoryError
 
 
 class InProcess:
@@ -30,11 +30,15 @@ class InProcess:
         chain = self._chains[id(pool)]
         work = pool.queue.popleft()
         clips = clips_of(work, self.ledger)
-        if work.group is None:
-            pieces = chain.run(clips[0], work.first, work.last)
+        try:
+            if work.group is None:
+                pieces = chain.run(clips[0], work.first, work.last)
+            else:
+                pieces = chain.run_group(work.group, clips)
+        except OutOfMemoryError as error:
+            self._ended.append(Outcome(work, [], "out of memory", str(error)))
         else:
-            pieces = chain.run_group(work.group, clips)
-        self._ended.append(Outcome(work, pieces))
+            self._ended.append(Outcome(work, pieces))
 
     def poll(self) -> list[Outcome]:
         ended, self._ended = self._ended, []

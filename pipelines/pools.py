@@ -23,7 +23,9 @@ class Work:
     refs: list[Ref]                          # one, or the members of `group`
     group: str | None = None
     alone: bool = False                      # its worker died before: one stage, in a process of its own
+    quiet: bool = False                      # nothing else runs meanwhile: there was not memory for both
     attempts: int = 1
+    moves: int = 0                           # times that it was lost through no fault of its own
     fed: Ref | None = None                   # the unit whose video it is; see `pipelines.videos`
     anew: bool = False                       # it brings a video again that was there before
 
@@ -88,12 +90,16 @@ class Outcome:
     work: Work
     pieces: list[Piece]
     lost: str = ""
+    detail: str = ""                         # where it was then
+    again: bool = False                      # no fault of its own: the next run tries it again
 
 
 class Executor(Protocol):
     """Where work is done."""
 
-    window: int                              # units that may wait between two pools
+    @property
+    def window(self) -> int:
+        """Units that may wait between two pools."""
 
     def schedule(self, pools: list[Pool]) -> None:
         """Take work from the queues as far as there are workers for it."""

@@ -1,153 +1,102 @@
-"""Do the work on Ray: tasks for stages that hold nothing, pools of actors for those that hold models.
+"""Do the work on Ray: hand out what waits, take in what has ended, and find out why a worker was lost.
 
-The driver decides who gets the cores, because on a machine with one or two of them a pool that waits for
-another's worker would wait for ever: a pool with work and no worker takes the worker of a pool that is held
-back or idle. Only clips travel, which are kilobytes; frames are decoded where they are needed.
+Stages that hold nothing run as tasks, those that hold models in pools of actors; `pipelines.places` decides
+who gets the cores. Only clips travel, which are kilobytes; frames are decoded where they are needed.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from infra import cluster
-from pipelines.alone import run_alone
+from infra.storage import StorageError
+from pipelines import ray_worker
+from pipelines.alone import Death
 from pipelines.groups import clips_of
 from pipelines.ledger import Ledger
+from pipelines.places import Places, Worker
 from pipelines.pools import Outcome, Pool, Work
-from pipelines.work import Chain, ChainSpec, Piece, SetupError, StageBugError
+from pipelines.ray_losses import CRASHED, LOST, NO_MEMORY, NODE_LOST, why
+from pipelines.work import ChainSpec, OutOfMemoryError, SetupError, StageBugError
 from pipelines.workflow import Workflow
-from stages.clip import Clip
 
 log = logging.getLogger(__name__)
 
-_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.TaskCancelledError,
-)
-_chains: dict[str, Chain] = {}           # of tasks, by spec, per worker process
+MOVES = 5                        # times that a unit is lost with its node, before it is left to the next run
+STARTS = 3                       # workers of a pool that may die in a row while they start
+GRACE_S = 30.0                   # workers end themselves at the time limit; those that do not are ended then
 
 
-def _run_chain(chain: Chain, clips: list[Clip], first: int, last: int, group: str | None) -> list[Piece]:
-    return chain.run(clips[0], first, last) if group is None else chain.run_group(group, clips)
-
-
-def _task(spec: ChainSpec, clips: list[Clip], first: int, last: int, group: str | None) -> list[Piece]:
-    """One work in a Ray task. Stages without `setup` hold nothing, but building them once is enough."""
-    name = repr(spec)
-    if name not in _chains:
-        _chains[name] = spec.build()
-    return _run_chain(_chains[name], clips, first, last, group)
-
-
-def _alone(spec: ChainSpec, clip: Clip, stage: int, timeout_s: float) -> Piece | str:
-    return run_alone(spec, clip, stage, timeout_s)
-
-
-class _Actor:
-    """A worker that holds set-up stages."""
-
-    def __init__(self, spec: ChainSpec) -> None:
-        self.spec = spec
-
-    def setup(self) -> bool:
-        """Load the models. Apart from the constructor, so that its exceptions arrive as they are."""
-        self.chain = self.spec.build()
-        self.chain.setup()
-        return True
-
-    def alone(self, clip: Clip, stage: int, timeout_s: float) -> Piece | str:
-        """In a process of its own, which has the devices of this actor."""
-        return run_alone(self.spec, clip, stage, timeout_s)
-
-    def run(self, clips: list[Clip], first: int, last: int, group: str | None) -> list[Piece]:
-        return _run_chain(self.chain, clips, first, last, group)
-
-
-@dataclass(eq=False)
-class _Worker:
-    """An actor, or the place of one task."""
-
-    pool: Pool
-    actor: Any = None
-    ready: Any = None                        # reference of `setup` while it runs
-    work: Work | None = None
-    ref: Any = None                          # of the work under way
-    started: float = 0.0
-    killed: str = ""                         # why we ended it
-
-
-@dataclass
 class OnRay:
     """An `Executor`. Raises ValueError where no Ray answers, or for needs that nothing meets."""
 
-    workflow: Workflow
-    ledger: Ledger
-    address: str | None = None
-    workers: list[_Worker] = field(default_factory=list)
-    failed_starts: int = 0
-
-    def __post_init__(self) -> None:
-        cluster.start(self.address)
-        self.local = not (self.address or os.environ.get("RAY_ADDRESS"))
-        self.have = cluster.total()
-        self.window = 8 + 2 * int(self.have.get("CPU", 1))
-        self._specs: dict[Pool, Any] = {}
-        self._task = ray.remote(max_retries=0)(_task)
-        self._alone = ray.remote(max_retries=0)(_alone)
-        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
+    def __init__(self, workflow: Workflow, ledger: Ledger, address: str | None = None) -> None:
+        self.workflow = workflow
+        self.ledger = ledger
+        cluster.start(address)
+        self.places = Places(local=not (address or os.environ.get("RAY_ADDRESS")))
+        self._failed_starts: dict[Pool, int] = {}
+        self._specs: dict[Pool, ChainSpec] = {}
+        self._task = ray.remote(max_retries=0)(ray_worker.task)
+        self._alone = ray.remote(max_retries=0)(ray_worker.alone)
+        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(ray_worker.Holder)
         for step in self.workflow.steps:
             self._check(step.name, step.resources.cpus, step.resources.gpus, step.resources.custom)
 
     def _check(self, name: str, cpus: float, gpus: float, custom: dict[str, float]) -> None:
         """On this machine nothing will be added, so what is missing now is missing for good."""
+        have = self.places.have
         for key, need in [("CPU", cpus), ("GPU", gpus), *custom.items()]:
-            if self.local and need > self.have.get(key, 0.0):
+            if self.places.local and need > have.get(key, 0.0):
                 setting = {"CPU": "cpus", "GPU": "gpus"}.get(key, f"custom.{key}")
                 raise ValueError(
                     f"stages.{name}.resources.{setting}: {need:g} asked for, this machine has "
-                    f"{self.have.get(key, 0.0):g}; lower it with --set stages.{name}.resources.{setting}=..."
+                    f"{have.get(key, 0.0):g}; lower it with --set stages.{name}.resources.{setting}=..."
                 )
 
     # --- Executor ----------------------------------------------------------------------------------------
 
     @property
+    def window(self) -> int:
+        return 8 + 2 * int(self.places.have.get("CPU", 1))
+
+    @property
     def busy(self) -> bool:
-        return any(worker.work is not None for worker in self.workers)
+        return any(worker.work is not None for worker in self.places.workers)
 
     def schedule(self, pools: list[Pool]) -> None:
+        if self.places.look():
+            self._leave_nodes()
+            self._make_way(pools)
+        if self._quiet(pools):
+            return
         for pool in pools:
             self._start_minimum(pool)
-            if self._may_run(pool) and not self._of(pool):
-                first = self._grow(pool, reclaim=True)
+            if self._may_run(pool) and not self.places.of(pool):
+                first = self._grow(pool, pools, reclaim=True)
                 if first is not None and first.actor is None:
                     self._hand_out(first, pool.queue.popleft())
         for pool in reversed(pools):  # what is furthest is finished first
-            while self._may_run(pool):
-                worker = self._idle(pool)
+            while self._may_run(pool) and not pool.queue[0].quiet:
+                worker = self.places.idle(pool)
                 if worker is None and not pool.has_setup:
-                    worker = self._grow(pool)
-                if worker is None or worker.ready is not None:
-                    starting = sum(w.ready is not None for w in self._of(pool))
-                    if len(pool.queue) > starting and self._grow(pool):
+                    worker = self._grow(pool, pools)
+                if worker is None:
+                    starting = sum(w.ready is not None for w in self.places.of(pool))
+                    if pool.has_setup and len(pool.queue) > starting and self._grow(pool, pools):
                         continue
                     break
                 self._hand_out(worker, pool.queue.popleft())
 
     def poll(self) -> list[Outcome]:
         self._end_overdue()
-        waiting = {worker.ready or worker.ref: worker for worker in self.workers}
+        waiting = {worker.waits_for: worker for worker in self.places.workers}
         waiting.pop(None, None)
         if not waiting:
             time.sleep(0.05)
@@ -159,84 +108,96 @@ class OnRay:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def release(self, pools: list[Pool]) -> None:
-        for worker in [w for w in self.workers if w.pool in pools]:
+        for worker in [w for w in self.places.workers if w.pool in pools]:
             self._end(worker)
 
     def close(self) -> None:
-        for worker in list(self.workers):
+        for worker in list(self.places.workers):
             self._end(worker)
 
-    # --- who gets the cores ------------------------------------------------------------------------------
+    # --- workers come and go -----------------------------------------------------------------------------
 
     def _may_run(self, pool: Pool) -> bool:
         return bool(pool.queue) and pool.room_below(self.window)
 
-    def _of(self, pool: Pool) -> list[_Worker]:
-        return [worker for worker in self.workers if worker.pool is pool]
-
-    def _idle(self, pool: Pool) -> _Worker | None:
-        return next((w for w in self._of(pool) if w.actor and w.work is None and w.ready is None), None)
-
     def _start_minimum(self, pool: Pool) -> None:
         wanted = pool.steps[0].workers.min if pool.has_setup and pool.queue else 0
-        while len(self._of(pool)) < wanted and self._grow(pool):
+        while len(self.places.of(pool)) < wanted and self._grow(pool):
             pass
 
-    def _grow(self, pool: Pool, reclaim: bool = False) -> _Worker | None:
-        """One more worker for a pool, if there is room; `reclaim` may take the room from another pool."""
-        if len(self._of(pool)) >= self._most(pool):
+    def _grow(self, pool: Pool, pools: list[Pool] | None = None, reclaim: bool = False) -> Worker | None:
+        """One more worker for a pool, if there is room; `reclaim` may take the room from other pools."""
+        if len(self.places.of(pool)) >= self.places.most(pool):
             return None
-        spare = [] if self._fits(pool) else self._spare(pool) if reclaim else None
-        if spare is None:
-            return None
-        for other in spare:
-            self._end(other)
-        worker = _Worker(pool)
+        if not self.places.fits(pool):
+            blocked = [other for other in pools or [] if not self._may_run(other)]
+            spare = self.places.spare(pool, blocked) if reclaim else None
+            if spare is None:
+                return None
+            for other in spare:
+                self._end(other)
+        worker = Worker(pool)
         if pool.has_setup:
             worker.actor = self._actor.options(**self._options(pool)).remote(self._spec(pool))
-            worker.ready = worker.actor.setup.remote()
-        self.workers.append(worker)
+            worker.where, worker.ready = worker.actor.where.remote(), worker.actor.setup.remote()
+        self.places.workers.append(worker)
         return worker
 
-    def _spare(self, needy: Pool) -> list[_Worker] | None:
-        """Idle workers that make room for the needy pool: of pools with nothing to do, and all but one of
-        the others. None when even all of them would not do, so that none ends for nothing."""
-        spare: list[_Worker] = []
-        for worker in self.workers:
-            pool = worker.pool
-            left = sum(other.pool is pool and other not in spare for other in self.workers)
-            idle = worker.work is None and worker.ready is None
-            if pool is not needy and idle and (left > 1 or not self._may_run(pool)):
-                spare.append(worker)
-                if self._fits(needy, without=spare):
-                    return spare
-        return None
+    def _leave_nodes(self) -> None:
+        """Give nothing more to actors on nodes that are drained: those that are idle end here."""
+        for worker in list(self.places.workers):
+            if worker.node and worker.node not in self.places.nodes and worker.idle:
+                log.info("%s: leaving a node that is drained or gone", worker.pool.name)
+                self._end(worker)
 
-    def _most(self, pool: Pool) -> int:
-        limit = pool.steps[0].workers.max
-        need = pool.resources
-        shares = [self.have.get("CPU", 1.0) / need.cpus] if need.cpus else []
-        shares += [self.have.get("GPU", 0.0) / need.gpus] if need.gpus else []
-        shares += [self.have.get(key, 0.0) / value for key, value in need.custom.items() if value]
-        room = max(1, math.floor(min(shares) + 1e-9)) if shares else 4 * int(self.have.get("CPU", 1))
-        return min(room, limit) if limit else room
+    def _make_way(self, pools: list[Pool]) -> None:
+        """Idle actors, each on a part of a node, may leave no node that has room for a larger need."""
+        blocked = [pool for pool in pools if not self._may_run(pool)]
+        for worker in self.places.unplaced():
+            for other in self.places.spare(worker.pool, blocked) or []:
+                self._end(other)
 
-    def _fits(self, pool: Pool, without: list[_Worker] | None = None) -> bool:
-        need = _needs(pool)
-        for key, value in need.items():
-            if not self.local and value > self.have.get(key, 0.0) and not self._of(pool):
-                continue  # no node has it: a cluster may grow when it is asked
-            staying = [worker for worker in self.workers if worker not in (without or [])]
-            used = sum(_needs(worker.pool).get(key, 0.0) for worker in staying)
-            if value and used + value > self.have.get(key, 0.0) + 1e-9:
-                return False
+    def _quiet(self, pools: list[Pool]) -> bool:
+        """Whether work that has the machine for itself is due or under way; hands it out when it can."""
+        if any(worker.work is not None and worker.work.quiet for worker in self.places.workers):
+            return True
+        pool = next((pool for pool in pools if pool.queue and pool.queue[0].quiet), None)
+        if pool is None or self.busy:
+            return pool is not None
+        for other in [w for w in self.places.workers if w.pool is not pool]:
+            self._end(other)
+        worker = self.places.idle(pool) or next(iter(self.places.of(pool)), None) or self._grow(pool)
+        if worker is not None and worker.idle:
+            self._hand_out(worker, pool.queue.popleft())
         return True
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for worker in self.places.workers:
+            work = worker.work
+            begun = worker.actor is not None or self.places.local   # else it may still wait for a place
+            if not work or work.alone or worker.killed or not begun:
+                continue
+            if now - worker.since > work.timeout_s + GRACE_S:
+                worker.killed = "timed out"
+                self._kill(worker)
+
+    def _end(self, worker: Worker) -> None:
+        if worker in self.places.workers:
+            self.places.workers.remove(worker)
+        self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        if worker.actor is not None:
+            ray.kill(worker.actor)
+        elif worker.ref is not None and worker.work is not None:
+            ray.cancel(worker.ref, force=True)
+
+    # --- handing out and taking in -----------------------------------------------------------------------
 
     def _options(self, pool: Pool) -> dict[str, Any]:
         need = pool.resources
         return cluster.options(need.cpus, need.gpus, need.custom)
-
-    # --- handing out and taking in -----------------------------------------------------------------------
 
     def _spec(self, pool: Pool) -> ChainSpec:
         if pool not in self._specs:
@@ -248,90 +209,90 @@ class OnRay:
                 sys_path=tuple(sys.path),
                 history=tuple(step.facts for step in self.workflow.steps[:pool.offset + len(pool.steps)]),
             )
-        spec: ChainSpec = self._specs[pool]
-        return spec
+        return self._specs[pool]
 
-    def _hand_out(self, worker: _Worker, work: Work) -> None:
+    def _hand_out(self, worker: Worker, work: Work) -> None:
         clips = clips_of(work, self.ledger)
-        spec = self._spec(work.pool)
-        worker.work, worker.started = work, time.monotonic()
-        actor, task_options = worker.actor, self._options(work.pool)
-        if work.alone and actor is not None:
-            worker.ref = actor.alone.remote(clips[0], work.first, work.timeout_s)
-        elif work.alone:
-            task = self._alone.options(**task_options)
-            worker.ref = task.remote(spec, clips[0], work.first, work.timeout_s)
-        elif actor is not None:
-            worker.ref = actor.run.remote(clips, work.first, work.last, work.group)
+        worker.work, worker.since = work, time.monotonic()
+        if worker.actor is not None:
+            call = worker.actor.alone if work.alone else worker.actor.run
+            first: tuple[Any, ...] = ()
         else:
-            task = self._task.options(**task_options)
-            worker.ref = task.remote(spec, clips, work.first, work.last, work.group)
+            call = (self._alone if work.alone else self._task).options(**self._options(work.pool))
+            first = (self._spec(work.pool),)
+        stages = (work.first,) if work.alone else (work.first, work.last)
+        worker.ref = call.remote(*first, clips, *stages, work.group, work.timeout_s)
 
-    def _take_in(self, worker: _Worker, ref: Any) -> Outcome | None:
-        work = worker.work
+    def _take_in(self, worker: Worker, ref: Any) -> Outcome | None:
         try:
             answer = ray.get(ref)
-        except _LOST as error:
-            self._end(worker)
-            if work is not None:
-                return Outcome(work, [], worker.killed or _cause(error))
-            self._no_start(worker, error)
-            return None
+        except LOST as error:
+            return self._lost(worker, why(error))
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, (StageBugError, SetupError)) or _is_storage(error.cause):
+            if isinstance(error.cause, OutOfMemoryError):
+                return self._lost(worker, NO_MEMORY, str(error.cause))
+            if isinstance(error.cause, (StageBugError, SetupError, StorageError)):
                 raise error.cause from None
             raise
-        if worker.ready is not None:
-            worker.ready = None
+        if ref is worker.where:
+            worker.where, worker.node = None, answer
             return None
-        worker.work = worker.ref = None
-        if worker.actor is None:
-            self.workers.remove(worker)
+        if ref is worker.ready:
+            worker.ready = None
+            self._failed_starts.pop(worker.pool, None)
+            return None
+        work, worker.work, worker.ref = worker.work, None, None
         assert work is not None
-        if isinstance(answer, str):
-            return Outcome(work, [], answer)
-        return Outcome(work, answer if isinstance(answer, list) else [answer])
+        if worker.actor is None:
+            self.places.workers.remove(worker)
+        elif worker.node not in self.places.nodes:
+            self._end(worker)                    # its node is drained
+        if isinstance(answer, Death):
+            return self._dead(work, answer)
+        return Outcome(work, answer)
 
-    def _no_start(self, worker: _Worker, error: Exception) -> None:
+    # --- losses ------------------------------------------------------------------------------------------
+
+    def _lost(self, worker: Worker, reason: str, detail: str = "") -> Outcome | None:
+        """A worker is gone, or of no use any more."""
+        work = worker.work
+        self._end(worker)
+        if reason == NODE_LOST:
+            self.places.look(at_once=True)
+        if work is None:
+            self._no_start(worker.pool, reason)
+            return None
+        overdue = time.monotonic() - worker.since >= work.timeout_s
+        if reason == CRASHED and not work.alone and (worker.killed or overdue):
+            reason = "timed out"
+        if reason == NODE_LOST or (work.alone and reason == CRASHED):
+            return self._elsewhere(work, reason)
+        return self._dead(work, Death(reason, detail))
+
+    def _elsewhere(self, work: Work, reason: str) -> Outcome | None:
+        """The worker went, and the unit is not to blame: when alone, it was in another process."""
+        work.moves += 1
+        unit = work.group or work.refs[0].id
+        if work.moves > MOVES:
+            return Outcome(work, [], reason, f"{work.moves} times", again=True)
+        log.warning("%s: %s at %s; it is done again elsewhere", unit, reason, work.pool.name)
+        work.pool.queue.appendleft(work)
+        return None
+
+    def _dead(self, work: Work, death: Death) -> Outcome | None:
+        """A unit that ended its worker, or its own process. One that ran out of memory beside others gets the
+        machine for itself before it is blamed; on a cluster, where that would cost too much, other places."""
+        if work.alone and death.reason == NO_MEMORY and not work.quiet:
+            one = len(self.places.nodes) == 1
+            if self.busy if one else work.moves < 2:
+                work.moves, work.quiet = work.moves + 1, one
+                work.pool.queue.appendleft(work)
+                return None
+        return Outcome(work, [], death.reason, death.detail)
+
+    def _no_start(self, pool: Pool, reason: str) -> None:
         """A worker died while it set up. Once or twice may be chance; more is a broken stage."""
-        pool = worker.pool
-        self.failed_starts += 1
-        if self.failed_starts > 2:
-            raise SetupError(f"stage {pool.name}: its workers die while they start ({_cause(error)})")
-        log.warning("%s: a worker died while it started (%s); starting another", pool.name, _cause(error))
-
-    def _end_overdue(self) -> None:
-        now = time.monotonic()
-        for worker in self.workers:
-            work = worker.work
-            if work and not work.alone and not worker.killed and now - worker.started > work.timeout_s:
-                worker.killed = "timed out"
-                if worker.actor is not None:
-                    ray.kill(worker.actor)
-                else:
-                    ray.cancel(worker.ref, force=True)
-
-    def _end(self, worker: _Worker) -> None:
-        if worker in self.workers:
-            self.workers.remove(worker)
-        if worker.actor is not None:
-            ray.kill(worker.actor)
-        elif worker.ref is not None and worker.work is not None:
-            ray.cancel(worker.ref, force=True)
-
-
-def _needs(pool: Pool) -> dict[str, float]:
-    return {"CPU": pool.resources.cpus, "GPU": pool.resources.gpus, **pool.resources.custom}
-
-
-def _is_storage(error: BaseException | None) -> bool:
-    from infra.storage import StorageError
-
-    return isinstance(error, StorageError)
-
-
-def _cause(error: Exception) -> str:
-    """Ray's long explanation in two words."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "out of memory"
-    return "node lost" if isinstance(error, ray.exceptions.NodeDiedError) else "worker crashed"
+        self._failed_starts[pool] = self._failed_starts.get(pool, 0) + (reason != NODE_LOST)
+        if self._failed_starts[pool] >= STARTS:
+            raise SetupError(f"stage {pool.name}: its workers die while they start ({reason})")
+        log.warning("%s: a worker died while it started (%s); starting another", pool.name, reason)

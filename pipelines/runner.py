@@ -16,6 +16,7 @@ from infra.storage import Storage
 from pipelines.groups import group_outputs, groups_of, in_storage_order, is_light, restore
 from pipelines.in_process import InProcess
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
+from pipelines.limits import Limits
 from pipelines.listing import listed
 from pipelines.live import Live
 from pipelines.policy import Policy
@@ -48,8 +49,9 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Run the data stages, up to and including `until`. What is done already is not done again.
 
-    Raises StorageError for a store that cannot be written, SetupError for a stage that cannot start and
-    StageBugError, naming stage and clip, for a stage that raises what it should not.
+    Raises StorageError for a store that cannot be written, SetupError for a stage that cannot start,
+    TooManyFailedError for one that fails too often, and StageBugError, naming stage and clip, for one that
+    raises what it should not.
     """
     store = workflow.store()
     store.check_writable()
@@ -114,6 +116,7 @@ class _Run:
         self.progress = progress
         self.policy = Policy(workflow, store)
         self.prepared = Prepared(redone={step.name: 0 for step in steps})
+        self.limits = Limits({step.name: step.max_failed_fraction for step in steps})
         self._start = start
         self._executor: Executor | None = None
 
@@ -262,6 +265,7 @@ class _Run:
             settle(outcome)
         self.ledger.flush(due=True)
         self.progress.tick()
+        self.limits.check()
 
     def _settle(self, outcome: Outcome, advance: Callable[..., None]) -> bool | None:
         """Record what a work came to, and send on what came out of it. Returns whether the next run does it
@@ -275,18 +279,17 @@ class _Run:
         if work.anew and not any(out.state == "ok" for piece in outcome.pieces[:1] for out in piece.outputs):
             why = outcome.lost or outcome.pieces[0].reason
             log.warning("%s: its video does not come again (%s); what needs it stays to do", ref.id, why)
-            self._count(step)
+            self._count(step, "failed" if outcome.lost else outcome.pieces[0].state, why)
             before = self.ledger.record(step.name, ref.id)
             assert before is not None
             advance(self.ledger.outputs(before), pool.offset + work.first + 1, work, idle=True)
             return True
         if outcome.lost:
             log.warning("%s: %s at %s; it is given up", ref.id, outcome.lost, step.name)
-            record = Record(ref.id, ref.source, step.key, ref.digest, "failed", outcome.lost)
-            record.attempts = work.attempts
-            self.ledger.add(step.name, record, [])
-            self._count(step)
-            return False
+            self.ledger.add(step.name, _failed(step, ref, outcome), [])
+            self._count(step, "failed", outcome.lost)
+            self.progress.failed(step.name, ref.id, outcome.lost)
+            return outcome.again
         for piece in outcome.pieces:
             step = pool.steps[piece.stage]
             if piece.stage > work.first:
@@ -297,15 +300,18 @@ class _Run:
                 again=piece.again,
             )  # fmt: skip
             refs = self.ledger.add(step.name, record, piece.clips)
-            self._count(step)
+            self._count(step, piece.state, piece.reason)
             self.progress.sends(step.name, len(refs))
+            if piece.state == "failed":
+                self.progress.failed(step.name, piece.unit, piece.reason)
             if piece.stage == work.last:
                 advance(refs, pool.offset + piece.stage + 1, work)
         return any(piece.again for piece in outcome.pieces)
 
-    def _count(self, step: Step, units: int = 1) -> None:
-        self.progress.done(step.name, units)
+    def _count(self, step: Step, state: str = "ok", reason: str = "", units: int = 1) -> None:
+        self.progress.done(step.name, units, state)
         self.prepared.redone[step.name] += units
+        self.limits.ended(step.name, state, reason, units)
 
     # --- group stages ------------------------------------------------------------------------------------
 
@@ -335,13 +341,18 @@ class _Run:
 
     def _settle_group(self, step: Step, outcome: Outcome) -> list[Ref]:
         work = outcome.work
-        if outcome.lost:
-            if work.attempts > 1:
-                raise RuntimeError(f"stage {step.name}: group {work.group}: {outcome.lost}, twice")
-            log.warning("%s: group %s: %s; trying it again", step.name, work.group, outcome.lost)
-            work.pool.queue.append(Work(work.pool, 0, work.refs, work.group, attempts=2))
+        if outcome.lost and not work.alone:
+            log.warning("group %s: %s at %s; trying it alone", work.group, outcome.lost, step.name)
+            work.pool.queue.append(replace(work, alone=True, attempts=work.attempts + 1))
             return []
         members, group = members_digest(work.refs), work.group or ""
+        if outcome.lost:
+            log.warning("group %s: %s at %s; its clips are given up", group, outcome.lost, step.name)
+            for ref in work.refs:
+                record = replace(_failed(step, ref, outcome), group=group, members=members)
+                self.ledger.add(step.name, record, [])
+            self._count(step, "failed", outcome.lost, len(work.refs))
+            return []
         kept: list[Ref] = []
         pieces = {ref.id: piece for ref, piece in zip(work.refs, outcome.pieces, strict=True)}
         for ref in in_storage_order(work.refs):
@@ -353,7 +364,7 @@ class _Run:
                 work.attempts, piece.seconds, piece.outputs, group, members,
             )  # fmt: skip
             kept.extend(self.ledger.add(step.name, record, piece.clips))
-        self._count(step, len(work.refs))
+        self._count(step, units=len(work.refs))
         return kept
 
     def _finish(self, step: Step, kept: Spool) -> None:
@@ -371,3 +382,11 @@ class _Run:
 
 def _nowhere(*unit: object) -> None:
     """For units that this run does no more with."""
+
+
+def _failed(step: Step, ref: Ref, outcome: Outcome) -> Record:
+    """The record of a unit whose worker was lost, twice."""
+    return Record(
+        ref.id, ref.source, step.key, ref.digest, "failed", outcome.lost, outcome.detail,
+        outcome.work.attempts, again=outcome.again,
+    )  # fmt: skip

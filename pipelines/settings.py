@@ -28,7 +28,8 @@ class S3Settings(Closed):
     patience_s: float = Field(default=300.0, ge=0)
     """How long a server that has stopped answering is waited for before the run gives up."""
     cache_gb: float = Field(default=10.0, ge=0)
-    """Disk of each machine, below TMPDIR, for copies of videos: each is fetched once per machine. 0: none."""
+    """Disk of each machine, below TMPDIR, for copies of videos and shards: each is fetched once per machine.
+    0: none."""
 
     @field_validator("endpoint")
     @classmethod
@@ -107,6 +108,8 @@ class StepSettings(Closed):
     workers: Workers = Workers()
     timeout_s: float | None = Field(default=None, gt=0)
     """A unit that takes longer is retried once alone and then failed as timed out. None: the stage's own."""
+    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+    """A run stops when more of a stage's latest 1,000 units fail, 20 or more having ended. 1: never."""
 
 
 class TrainSettings(Closed):
@@ -140,6 +143,10 @@ class TrainSettings(Closed):
     """Environment of the workers, such as NCCL_SOCKET_IFNAME: eth0."""
     restarts: int = Field(default=3, ge=0)
     """How often the workers are started again after one has died."""
+    loader_threads: int = Field(default=4, ge=0)
+    """Of each worker, that read and decode frames while it trains. 0: it reads them itself, when it needs them."""
+    damaged_limit: float = Field(default=0.1, ge=0, le=1)
+    """Share of the clips that may turn out damaged, and are replaced by others, before training stops."""
     checkpoint_every: int = Field(default=1000, ge=1)
     sample_every: int = Field(default=1000, ge=1)
     log_every: int = Field(default=10, ge=1)

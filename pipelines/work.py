@@ -80,6 +80,10 @@ class SetupError(ValueError):
     """A stage cannot start, for a reason that the user can cure."""
 
 
+class OutOfMemoryError(Exception):
+    """A stage asked for memory that there is not, on this machine or its GPU; the argument is what it got."""
+
+
 class Chain:
     """Built stages, set up once."""
 
@@ -161,12 +165,15 @@ class Chain:
     def _guarded(
         self, index: int, unit: str, work: Callable[[], Iterator[Clip | Rejected]]
     ) -> Iterator[Clip | Rejected]:
-        """Run a stage's generator; what is neither Drop nor a fault of the store is a bug, with its place."""
+        """Run a stage's generator; what is neither Drop, a fault of the store nor a lack of memory is a bug,
+        with its place."""
         try:
             yield from work()
         except (Drop, StorageError):
             raise
         except Exception as error:
+            if _lacks_memory(error):
+                raise OutOfMemoryError(str(error).partition("\n")[0][:200]) from error
             raise StageBugError(self.names[index], unit, traceback.format_exc()) from error
 
     def _append(self, piece: Piece, out: Any) -> None:
@@ -185,3 +192,12 @@ class Chain:
         if len(set(ids)) != len(ids):
             problem = f"it yielded two clips of one id: {sorted(ids)}"
             raise StageBugError(self.names[index], piece.unit, problem)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """As Python, NumPy, PyTorch (`torch.OutOfMemoryError`) and OpenCV (code -4) say it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (getattr(error, "code", None) == -4 and type(error).__module__ == "cv2")
+    )

@@ -54,6 +54,7 @@ class Step:
     resources: Resources
     workers: Workers
     timeout_s: float
+    max_failed_fraction: float = 0.5
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -253,7 +254,9 @@ class _Builder:
             place = entry.at(["workers", "max"]).place
             raise WorkflowError(f"{place}: {dotted}.workers: max {most} is below min {least}; raise max")
         timeout_s = chosen.timeout_s or stage.timeout_s
-        return Step(name, chosen.use, stage, resources, chosen.workers, timeout_s)
+        return Step(
+            name, chosen.use, stage, resources, chosen.workers, timeout_s, chosen.max_failed_fraction
+        )  # fmt: skip
 
     def _check_chain(self, source: Source, steps: list[Step]) -> None:
         clip_fields = {f.name for f in dataclasses.fields(Clip)}
