@@ -36,13 +36,19 @@ def store(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def ray_session():
-    """One Ray of two cores for all tests that need one."""
+def ray_session(tmp_path_factory):
+    """One Ray of two cores for all tests that need one; the file where its workers look for AWS's keys."""
     pytest.importorskip("ray")
     from infra import cluster
 
-    cluster.start("local", cpus=2)
-    yield
+    keys = tmp_path_factory.mktemp("aws") / "credentials"
+    with pytest.MonkeyPatch.context() as patch:      # workers have the surroundings of this moment
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        cluster.start("local", cpus=2)
+    yield keys
     cluster.stop()
 
 
