@@ -11,15 +11,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from infra.storage import Storage
 from pipelines.after_data import Later, later
-from pipelines.ledger import Record, Ref
+from pipelines.ledger import Ledger, Record, Ref
 from pipelines.rates import Ahead, duration, units_ahead
 from pipelines.stage_keys import Changes
-from pipelines.survey import Counts, Survey, survey
+from pipelines.survey import Counts, Survey, note, survey
 from pipelines.workflow import Step, Workflow
 
 Answer = tuple[dict[str, Any], str]
@@ -32,6 +33,7 @@ _OBJECTS = {
 }
 _FETCHED = ("videos", "")
 _CAUSES = 5                                  # per stage that are told
+_SAMPLE = 2000                               # records of a stage that figures rest on where none was met
 
 
 @dataclass
@@ -43,6 +45,15 @@ class _Plan(Survey):
     listed: int = 0                          # listed videos that are to be read
     sized: int = 0                           # of these, those whose size is known
     bytes: int = 0
+    recorded: dict[str, int] = field(default_factory=dict)   # units per stage, whatever their settings
+
+    def over(self, ledger: Ledger) -> None:
+        """Where what is to do comes before a stage, no record of it was met: look at some as they are."""
+        for stage, counts in self.stages.items():
+            self.recorded[stage] = ledger.count(stage)
+            if not counts.noted:
+                for record in islice(ledger.records(stage), _SAMPLE):
+                    note(counts, record)
 
     def to_do(self, step: Step, ref: Ref, before: Record | None) -> None:
         if before is not None and self.changes is not None:
@@ -71,6 +82,7 @@ class _Row:
     cpus: float
     most: int                                # workers at once, on this machine
     held: int                                # bytes in the store
+    recorded: int                            # units whose records take these
     units: float = 0.0                       # that will come to it
 
     @property
@@ -89,8 +101,7 @@ class _Row:
         """Bytes to come; None where nothing tells."""
         if not self.units:
             return 0
-        known = self.counts.done + self.counts.stale
-        return round(self.held / known * self.units) if known and self.held else None
+        return round(self.held / self.recorded * self.units) if self.recorded else None
 
 
 def describe_plan(workflow: Workflow, until: str | None) -> Answer:
@@ -114,15 +125,15 @@ def _rows(workflow: Workflow, store: Storage, found: _Plan) -> dict[str, _Row]:
     for step in steps:
         room = max(1, math.floor(cores / step.resources.cpus)) if step.resources.cpus else cores
         most = min(room, step.workers.max or room)
-        rows[step.name] = _Row(found.stages[step.name], step.resources.cpus, most, held[step.name])
-    ahead = [Ahead(row.counts.todo + row.counts.again, _passes(row.counts)) for row in rows.values()]
+        counts, recorded = found.stages[step.name], found.recorded[step.name]
+        rows[step.name] = _Row(counts, step.resources.cpus, most, held[step.name], recorded)
+    ahead = []
+    for row in rows.values():
+        passes = row.counts.passes
+        ahead.append(Ahead(row.counts.todo + row.counts.again, 1.0 if passes is None else passes))
     for row, units in zip(rows.values(), units_ahead(ahead), strict=True):
         row.units = units
     return rows
-
-
-def _passes(counts: Counts) -> float:
-    return counts.sent / counts.done if counts.done else 1.0
 
 
 def _held(store: Storage, steps: list[Step]) -> dict[str, int]:

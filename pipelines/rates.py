@@ -61,25 +61,20 @@ def units_ahead(stages: Sequence[Ahead]) -> list[float]:
 
 
 def times_left(stages: Sequence[Ahead]) -> tuple[list[float | None], float | None]:
-    """Seconds until each stage has done all that will come to it, None for unknown; and for them all.
+    """Seconds until each stage has done all that will come to it, None for unknown; and for those that are
+    known together, None when that is none of them.
 
     Stages work at the same time, so none is done before those ahead of it; a group stage begins after them.
     """
     found: list[float | None] = []
-    before: float | None = 0.0
+    before, certain = 0.0, True
     for stage, units in zip(stages, units_ahead(stages), strict=True):
-        if not units:
-            found.append(0.0)
-            continue
-        if not stage.per_s:
-            found.append(None)
-            before = None
-            continue
-        alone = units / stage.per_s
-        if before is not None:
+        if units and stage.per_s:
+            alone = units / stage.per_s
             before = before + alone if stage.group else max(before, alone)
-        found.append(before)
-    return found, before
+        certain = certain and not (units and not stage.per_s)
+        found.append(0.0 if not units else before if certain else None)
+    return found, before if before or certain else None
 
 
 def duration(seconds: float) -> str:

@@ -108,12 +108,13 @@ def _run(store: Storage, workflow: Workflow, found: Survey) -> dict[str, Any] | 
         return None
     told = live.read(store, last.number)
     rows, left_s = _stages(workflow, found, told)
+    unknown = [name for name, row in rows.items() if row["eta_s"] is None]
     alive = last.alive
     return {
         "what": last.owner.what, "host": last.owner.host, "pid": last.owner.pid, "since": last.owner.started,
         "alive": alive, "last_sign": last.beat, "quiet_s": round(last.quiet_s, 1),
         "phase": told.get("phase", ""), "told": told.get("at", ""), "stages": rows,
-        "eta_s": left_s if alive and told.get("phase") == "data" else None,
+        "eta_s": left_s if alive and told.get("phase") == "data" else None, "eta_without": unknown,
         "workers": told.get("workers", {}), "failures": told.get("failures", []),
     }  # fmt: skip
 
@@ -127,8 +128,8 @@ def _stages(
     seen = {name: told.get("stages", {}).get(name, {}) for name in names}
     busy = sum(pool.get("busy", 0) for pool in told.get("workers", {}).values()) or 1
     ahead = [
-        Ahead(found.stages[name].todo, passes(found.stages[name]), _rate(found, name, seen[name], busy),
-              groups[name])
+        Ahead(found.stages[name].todo, _passes(found.stages[name], seen[name]),
+              _rate(found, name, seen[name], busy), groups[name])
         for name in names
     ]  # fmt: skip
     left, together = times_left(ahead)
@@ -142,9 +143,11 @@ def _stages(
     return rows, together
 
 
-def passes(counts: Counts) -> float:
+def _passes(counts: Counts, seen: dict[str, Any]) -> float:
     """How many units a stage sends on for one that comes to it; 1 while nothing is known."""
-    return counts.sent / counts.done if counts.done else 1.0
+    if counts.passes is not None:
+        return counts.passes
+    return float(seen["sent"] / seen["done"]) if seen.get("done") else 1.0
 
 
 def _rate(found: Survey, name: str, seen: dict[str, Any], busy: int) -> float:
@@ -165,7 +168,8 @@ def _run_lines(run: dict[str, Any] | None) -> Iterator[str]:
         return
     yield f"{who}, last sign of life {duration(run['quiet_s'])} ago"
     if run["phase"] == "data":
-        left = "not known yet" if run["eta_s"] is None else f"about {duration(run['eta_s'])}"
+        less = "at least" if run["eta_without"] else "about"
+        left = "not known yet" if run["eta_s"] is None else f"{less} {duration(run['eta_s'])}"
         yield f"data stages, time left: {left}"
     elif run["phase"]:
         yield f"at: {run['phase']}"
@@ -183,14 +187,15 @@ def _run_lines(run: dict[str, Any] | None) -> Iterator[str]:
 def _table(stages: dict[str, dict[str, int]], run: dict[str, Any] | None) -> Iterator[str]:
     going = run is not None and run["alive"] and run["phase"] == "data"
     yield f"{'stage':<20}" + "".join(f"{state:>10}" for state in STATES) + (
-        f"{'now':>10}{'mean':>10}{'left':>14}" if going else ""
+        f"{'this run':>10}{'now':>10}{'mean':>10}{'left':>14}" if going else ""
     )
     for name, row in stages.items():
         line = f"{name:<20}" + "".join(f"{row[state]:>10}" for state in STATES)
         if run is not None and going:
             one = run["stages"][name]
             left = "" if one["eta_s"] is None else duration(one["eta_s"]) if one["eta_s"] else "-"
-            line += f"{per_second(one['per_s_now']):>10}{per_second(one['per_s']):>10}{left:>14}"
+            rates = f"{per_second(one['per_s_now']):>10}{per_second(one['per_s']):>10}"
+            line += f"{one['done']:>10}{rates if one['done'] else ' ' * 20}{left:>14}"
         yield line
 
 

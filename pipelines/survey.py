@@ -33,9 +33,18 @@ class Counts:
     stale: int = 0                           # of those to do: done before, with other settings or input
     again: int = 0                           # of the failed ones: the next run tries them again
     done: int = 0                            # units, as they came, whose record holds
-    sent: int = 0                            # what of these went on to the next stage
-    timed: int = 0                           # records that say how long they took, those of old included
-    seconds: float = 0.0                     # that these took
+    sent: int = 0                            # what came out of these and went on
+    noted: int = 0                           # records that were met, those of other settings included
+    noted_sent: int = 0                      # what came out of these and went on
+    timed: int = 0                           # of these, those that say how long they took
+    seconds: float = 0.0                     # that they took
+
+    @property
+    def passes(self) -> float | None:
+        """How many units come out of one; None while nothing tells."""
+        if self.done:
+            return self.sent / self.done
+        return self.noted_sent / self.noted if self.noted else None
 
 
 @dataclass
@@ -74,6 +83,9 @@ class Survey:
     def to_do(self, step: Step, ref: Ref, before: Record | None) -> None:
         """A unit that is to be done, with the record that no longer holds."""
 
+    def over(self, ledger: Ledger) -> None:
+        """All units were seen."""
+
 
 S = TypeVar("S", bound=Survey)
 
@@ -85,6 +97,7 @@ def survey(workflow: Workflow, make: Callable[[], S], until: str | None = None) 
         walk = _Walk(workflow, store, Ledger(store), make(), until)
         try:
             walk.all()
+            walk.found.over(walk.ledger)
         except LostSegmentError:
             continue  # its records are dropped
         return walk.found
@@ -166,11 +179,11 @@ class _Walk(Generic[S]):
         if record is None:
             counts.todo += 1
             counts.stale += before is not None
-            _time(counts, before)
+            note(counts, before)
             self.found.to_do(self.steps[at], ref, before)
             self._say(Unit(ref.source, clip, stage, "todo", "", ref.identity))
             return []
-        _time(counts, record)
+        note(counts, record)
         counts.done += 1
         self.found.record(self.steps[at], ref, record)
         if not record.outputs:
@@ -202,7 +215,12 @@ class _Walk(Generic[S]):
         self.found.unit(unit)
 
 
-def _time(counts: Counts, record: Record | None) -> None:
-    if record is not None and record.seconds > 0:
+def note(counts: Counts, record: Record | None) -> None:
+    """Add what a unit took and gave."""
+    if record is None:
+        return
+    counts.noted += 1
+    counts.noted_sent += sum(out.state == "ok" for out in record.outputs)
+    if record.seconds > 0 or record.state == "ok":           # who lost its worker told no time
         counts.timed += 1
         counts.seconds += record.seconds

@@ -55,10 +55,9 @@ def test_a_stage_ends_no_earlier_than_the_one_that_feeds_it():
     assert each == [100, 100]
 
 
-def test_an_unknown_rate_leaves_all_behind_it_unknown_and_says_so():
-    each, together = times_left([Ahead(5, per_s=1), Ahead(3), Ahead(0, passes=1)])
-    assert each == [5, None, None]
-    assert together is None
+def test_an_unknown_rate_leaves_all_behind_it_unknown():
+    assert times_left([Ahead(5, per_s=1), Ahead(3), Ahead(0, per_s=9)]) == ([5, None, None], 5)
+    assert times_left([Ahead(5), Ahead(3)]) == ([None, None], None)
     assert times_left([Ahead(0), Ahead(0)]) == ([0, 0], 0)
 
 
