@@ -7,22 +7,14 @@ that a million units need no more memory than a thousand.
 from __future__ import annotations
 
 import functools
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from infra.scratch import put_all, temporary_database
 from pipelines.records import unit_of
 
 CACHE_KB = 16_384
 PAGE_ROWS = 512                              # that are read at a time, where all are
-
-
-def temporary_database(cache_kb: int) -> sqlite3.Connection:
-    """A database in an unnamed file of $TMPDIR, which goes when it is closed or the process ends."""
-    database = sqlite3.connect("", isolation_level=None)
-    for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{cache_kb}"):
-        database.execute(f"PRAGMA {pragma}")
-    return database
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +66,14 @@ class Index:
         """The lines of one more segment. Raises ValueError for one without a unit; then nothing is put."""
         units = [unit_of(line) for line in lines]
         table = self._tables[stage]
-        self._db.execute("BEGIN")
         number = self._db.execute(
             "INSERT INTO segments (stage, key, arrays, rows) VALUES (?, ?, ?, ?)",
             (stage, key, arrays, len(lines)),
         ).lastrowid
         if stage in self._sealed:
-            self._db.executemany(f"DELETE FROM {table} WHERE unit = ?", ((unit,) for unit in units))
-        self._db.executemany(
-            f"INSERT INTO {table} (unit, segment, line) VALUES (?, ?, ?)",
-            ((unit, number, line) for unit, line in zip(units, lines, strict=True)),
-        )
-        self._db.execute("COMMIT")
+            put_all(self._db, f"DELETE FROM {table} WHERE unit = ?", ((unit,) for unit in units))
+        rows = ((unit, number, line) for unit, line in zip(units, lines, strict=True))
+        put_all(self._db, f"INSERT INTO {table} (unit, segment, line) VALUES (?, ?, ?)", rows)
 
     def seal(self, stage: str) -> None:
         """All segments of the store were put: find units from now on. Sorting once is quicker than always."""

@@ -8,13 +8,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from pipelines.index import temporary_database
+from infra.scratch import put_all, temporary_database
 from pipelines.ledger import Ledger
 from pipelines.records import Ref, pairs_digest
 from pipelines.segments import unpack
 from stages.clip import Clip
 
-CACHE_KB = 4096
 BATCH = 512
 MOST_WAITING = 8 * BATCH
 
@@ -27,7 +26,7 @@ class Spool:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._db = temporary_database(CACHE_KB)
+        self._db = temporary_database()
         self._db.execute(f"CREATE TABLE refs (n INTEGER PRIMARY KEY, {_COLUMNS})")
         self._waiting: list[tuple[str, Ref]] = []
         self.count = 0
@@ -43,10 +42,8 @@ class Spool:
                 self._settle()
 
     def _put(self, pairs: Iterable[tuple[str, Ref]]) -> None:
-        self._db.execute("BEGIN")
         marks = ",".join("?" * 11)
-        self._db.executemany(f"INSERT INTO refs ({_COLUMNS}) VALUES ({marks})", map(_row, pairs))
-        self._db.execute("COMMIT")
+        put_all(self._db, f"INSERT INTO refs ({_COLUMNS}) VALUES ({marks})", map(_row, pairs))
 
     def _settle(self) -> None:
         if self._waiting:
@@ -77,12 +74,10 @@ class Spool:
     def clips(self) -> Iterator[Clip]:
         """All, sorted by id, without their arrays. Raises LostSegmentError."""
         self._settle()
-        values = temporary_database(CACHE_KB)
+        values = temporary_database()
         values.execute("CREATE TABLE clips (id, line)")
-        values.execute("BEGIN")
         refs = map(_ref, self._db.execute(f"SELECT {_COLUMNS} FROM refs ORDER BY n"))    # as in the store
-        values.executemany("INSERT INTO clips VALUES (?, ?)", ((ref.id, self._line(ref)) for ref in refs))
-        values.execute("COMMIT")
+        put_all(values, "INSERT INTO clips VALUES (?, ?)", ((ref.id, self._line(ref)) for ref in refs))
         for (line,) in values.execute("SELECT line FROM clips ORDER BY id"):
             yield unpack(line, _nothing, ())
         values.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -95,37 +95,68 @@ class Clip:
 
     def copy(self, **changes: Any) -> Clip:
         """A copy with changed fields; dictionaries are copied, arrays shared."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        own = {name: dict(value) for name, value in values.items() if isinstance(value, dict)}
-        return replace(self, **{**own, **changes})
+        if not _FIELDS.issuperset(changes):
+            raise TypeError(f"a clip has no field {sorted(changes.keys() - _FIELDS)[0]!r}")
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        for name in _DICTIONARIES:
+            other.__dict__[name] = dict(other.__dict__[name])
+        other.__dict__.update(changes)
+        return other
 
     def to_record(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """(JSON-able values, arrays) of every field that is set; `from_record` reverses it."""
         values: dict[str, Any] = {}
         arrays: dict[str, Array] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
+        for name in _ORDER:
+            value = getattr(self, name)
             if isinstance(value, np.ndarray):
-                arrays[f.name] = value
+                arrays[name] = value
             elif value is not None:
-                values[f.name] = value
+                values[name] = value
         return values, arrays
 
     @classmethod
     def from_record(cls, values: dict[str, Any], arrays: dict[str, Array]) -> Clip:
         """Reverse of `to_record`. Raises ValueError for a field that does not exist."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted((set(values) | set(arrays)) - known)
+        unknown = sorted((values.keys() | arrays.keys()) - _FIELDS)
         if unknown:
             raise ValueError(f"a clip has no field {unknown[0]!r}; the record is of another version")
         return cls(**{**values, **arrays})
 
     def digest(self) -> str:
         """sha256 (hex) of the whole record: equal exactly when every field is equal."""
-        values, arrays = self.to_record()
-        sha = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
-        for name in sorted(arrays):
-            array = np.ascontiguousarray(arrays[name])
+        parts: list[str] = []                            # what `json.dumps` with sorted keys would say
+        arrays: list[str] = []
+        for name, default, text in _TEXTS:
+            value = getattr(self, name)
+            if value is default:                         # as most fields of most clips are
+                parts.append(text)
+            elif isinstance(value, np.ndarray):
+                arrays.append(name)
+            elif value is not None:
+                parts.append(_told(name, value))
+        sha = hashlib.sha256(f"{{{','.join(filter(None, parts))}}}".encode())
+        for name in arrays:
+            array = np.ascontiguousarray(getattr(self, name))
             sha.update(f"|{name}|{array.dtype.str}|{array.shape}|".encode())
             sha.update(array.tobytes())
         return sha.hexdigest()
+
+
+def _told(name: str, value: Any) -> str:
+    text = "{}" if value == {} else _encode_text(value) if type(value) is str else _encode(value)
+    return f'"{name}":{text}'
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_encode_text = json.encoder.encode_basestring_ascii
+
+_ORDER = tuple(f.name for f in fields(Clip))
+_FIELDS = frozenset(_ORDER)
+_DICTIONARIES = tuple(f.name for f in fields(Clip) if f.default_factory is dict)
+# Of every field: its default, and the JSON of that, made once.
+_TEXTS = tuple(
+    (f.name, f.default, "" if f.default in (None, MISSING) else _told(f.name, f.default))
+    for f in sorted(fields(Clip), key=lambda f: f.name)
+)

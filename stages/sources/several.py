@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import is_
 from typing import Any, NamedTuple
 
+from infra.scratch import Seen, Shelf
 from infra.storage import Storage
 from stages.base import Source
 from stages.clip import Clip
@@ -27,7 +30,7 @@ class Several(Source):
 
     def clips(self, store: Storage) -> Iterator[Clip]:
         """All units of all lists."""
-        ids: set[str] = set()
+        ids = Seen()
         for source in self.sources:
             for clip in source.clips(store):
                 yield _with_own_id(clip, ids)
@@ -39,23 +42,28 @@ def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
     Parts of one video (`source_id`, or one file) are the same when they overlap in time, unless their boxes
     show two faces. A video listed as a whole overlaps with all of its parts.
     """
-    seen: dict[str, _Video] = {}
-    files: dict[str, str] = {}                           # most folders are made of videos without parts
+    seen: Shelf[_Video] = Shelf(_Video, _Video.to_json, _Video.from_json)
+    files: Shelf[list[str]] = Shelf(list, json.dumps, json.loads)    # of videos without parts
     for clip in clips:
         name = clip.listed.get("source_id")
         if "error" in clip.listed or not clip.video:
             yield clip
         elif name is None:
-            first = files.setdefault(clip.video, clip.id)
-            yield clip if first == clip.id else clip.copy(listed={**clip.listed, **_duplicate(first)})
+            first = files[clip.video]
+            if first:
+                yield clip.copy(listed={**clip.listed, **_duplicate(first[0])})
+            else:
+                first.append(clip.id)
+                yield clip
         elif "spans" not in clip.listed:
-            before = seen.setdefault(name, _Video())
+            before = seen[name]
             same = before.same({})
             before.add(clip.id, "", {})
             yield clip.copy(listed={**clip.listed, **_duplicate(same)}) if same else clip
         else:
-            before = seen.setdefault(name, _Video())
-            yield clip.copy(listed={**clip.listed, "spans": list(_marked(clip, before))})
+            spans = list(_marked(clip, seen[name]))
+            plain = all(map(is_, spans, clip.listed["spans"]))
+            yield clip if plain else clip.copy(listed={**clip.listed, "spans": spans})
 
 
 def _marked(clip: Clip, before: _Video) -> Iterator[Span]:
@@ -66,12 +74,11 @@ def _marked(clip: Clip, before: _Video) -> Iterator[Span]:
         yield {**span, **_duplicate(same)} if same else span
 
 
-def _with_own_id(clip: Clip, ids: set[str]) -> Clip:
+def _with_own_id(clip: Clip, ids: Seen) -> Clip:
     number, own = 1, clip.id
-    while own in ids:
+    while ids.again([own]):
         number += 1
         own = f"{clip.id}-{number}"
-    ids.add(own)
     return clip if own == clip.id else clip.copy(id=own)
 
 
@@ -86,7 +93,7 @@ class _Part(NamedTuple):
     key: str
     start_s: float | None
     end_s: float | None
-    chunk: tuple[int, int, int] | None       # and its frames
+    chunk: Sequence[int] | None              # and its frames
     boxes: array[float]                      # all numbers of all boxes
     box_unit: str
 
@@ -127,7 +134,19 @@ class _Video:
         self._long: list[_Part] = []
 
     def add(self, unit: str, key: str, span: Span) -> None:
-        part = _Part.of(unit, key, span)
+        self._add(_Part.of(unit, key, span))
+
+    def to_json(self) -> str:
+        return json.dumps([[*part[:5], list(part.boxes), part.box_unit] for part in self._parts])
+
+    @classmethod
+    def from_json(cls, text: str) -> _Video:
+        found = cls()
+        for unit, key, start_s, end_s, chunk, boxes, box_unit in json.loads(text):
+            found._add(_Part(unit, key, start_s, end_s, chunk, array("f", boxes), box_unit))
+        return found
+
+    def _add(self, part: _Part) -> None:
         self._parts.append(part)
         if len(self._parts) == FEW:
             for one in self._parts:

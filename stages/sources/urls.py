@@ -10,11 +10,13 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from infra.scratch import put_all, temporary_database
 from infra.storage import Storage
 from stages.base import Drop, Source
 from stages.clip import Clip
@@ -25,12 +27,40 @@ KNOWN = ("url", "start", "end", "box", "identity", "licence", "split")
 Row = dict[str, Any]
 
 
-@dataclass(slots=True)
-class _Video:
-    """The rows of one video: its first address, and its parts as json, for there may be millions."""
+class _Rows:
+    """The rows of a file, which may be millions: on the local disk until all are read."""
 
-    url: str
-    parts: list[bytes] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._db = temporary_database()
+        self._db.execute("CREATE TABLE rows (n INTEGER PRIMARY KEY, video TEXT, url TEXT, part TEXT)")
+        self._db.execute("CREATE TABLE faults (line INTEGER, reason TEXT, detail TEXT)")
+        self._page: list[tuple[str, str, str]] = []
+
+    def add(self, video: str, url: str, part: str) -> None:
+        self._page.append((video, url, part))
+        if len(self._page) == 512:
+            self._put()
+
+    def fault(self, line: int, why: Drop) -> None:
+        self._db.execute("INSERT INTO faults VALUES (?, ?, ?)", (line, why.reason, why.detail))
+
+    def _put(self) -> None:
+        put_all(self._db, "INSERT INTO rows (video, url, part) VALUES (?, ?, ?)", self._page)
+        self._page = []
+
+    def faults(self) -> Iterator[tuple[int, str, str]]:
+        return self._db.execute("SELECT line, reason, detail FROM faults ORDER BY rowid")
+
+    def videos(self) -> Iterator[tuple[str, str, list[Span]]]:
+        """(video, its first address, its parts), in the order in which videos come first in the file."""
+        self._put()
+        rows = self._db.execute(
+            "SELECT first, video, url, part FROM "
+            "(SELECT *, min(n) OVER (PARTITION BY video) AS first FROM rows) ORDER BY first, n"
+        )
+        for _, of_video in groupby(rows, itemgetter(0)):
+            held = list(of_video)
+            yield held[0][1], held[0][2], json.loads(f"[{','.join(row[3] for row in held)}]")
 
 
 @dataclass
@@ -47,8 +77,7 @@ class Urls(Source):
 
     def clips(self, store: Storage) -> Iterator[Clip]:
         """One unit per video. Raises ValueError naming file and line for a file that is no such list."""
-        videos: dict[str, _Video] = {}
-        faults: list[tuple[int, Drop]] = []
+        rows = _Rows()
         from_json = Path(self.location).suffix.lower() == ".jsonl"
         for line, row in read_rows(Path(self.location)):
             url = str(row.get("url") or "").strip()
@@ -60,18 +89,14 @@ class Urls(Source):
                 if not url:
                     raise Drop("bad row", "the url is empty")
                 identity = lists.source_id(url)
-                part = json.dumps(self._span(row), separators=(",", ":")).encode()
+                rows.add(identity, url, json.dumps(self._span(row), separators=(",", ":")))
             except Drop as drop:
-                faults.append((line, Drop(drop.reason, drop.detail)))
-            else:
-                videos.setdefault(identity, _Video(url)).parts.append(part)
-        for line, fault in faults:                       # none before the whole file is known to be a list
+                rows.fault(line, drop)
+        for line, reason, detail in rows.faults():       # none before the whole file is known to be a list
             where = f"{Path(self.location).name}:{line}"
-            yield lists.error_unit(
-                self.dataset, f"line-{line}", where, fault.reason, f"{where}: {fault.detail}"
-            )
-        for identity, video in videos.items():
-            yield self._unit(identity, video.url, [json.loads(part) for part in video.parts])
+            yield lists.error_unit(self.dataset, f"line-{line}", where, reason, f"{where}: {detail}")
+        for identity, url, parts in rows.videos():
+            yield self._unit(identity, url, parts)
 
     def _unit(self, identity: str, url: str, found: list[Span]) -> Clip:
         name = identity.removeprefix("youtube:")
