@@ -124,7 +124,9 @@ def _drawn(shown: Shown) -> Iterator[Picture]:
         yield draw(frame, camera, None if shown.landmarks is None else shown.landmarks[index])
 
 
-def draw(frame: Picture, camera: NDArray[np.float32], landmarks: Array | None = None) -> Picture:
+def draw(
+    frame: Picture, camera: NDArray[np.float32], landmarks: Array | None = None, with_text: bool = True
+) -> Picture:
     """The frame uint8 [S, S, 3] RGB, at least 512 px large, with what its camera [25] says drawn over it.
 
     `landmarks` [68, 2] are px of the frame.
@@ -153,8 +155,9 @@ def draw(frame: Picture, camera: NDArray[np.float32], landmarks: Array | None = 
     if landmarks is not None:
         for x, y in np.rint(16 * ((landmarks + 0.5) * scale - 0.5)).astype(int).tolist():
             cv2.circle(picture, (x, y), 32, WHITE, -1, cv2.LINE_AA, 4)
-    cv2.rectangle(picture, (0, side - 30), (260, side), BLACK, -1)
-    cv2.putText(picture, text, (8, side - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, WHITE, 1, cv2.LINE_AA)
+    if with_text:
+        cv2.rectangle(picture, (0, side - 30), (260, side), BLACK, -1)
+        cv2.putText(picture, text, (8, side - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, WHITE, 1, cv2.LINE_AA)
     return picture
 
 
