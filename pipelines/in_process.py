@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.storage import Storage
 from pipelines.groups import clips_of
 from pipelines.ledger import Ledger
-from pipelines.pools import Outcome, Pool
+from pipelines.pools import Crew, Outcome, Pool
 from pipelines.work import Chain, OutOfMemoryError
 
 
@@ -47,6 +47,9 @@ class InProcess:
     @property
     def busy(self) -> bool:
         return bool(self._ended)
+
+    def crew(self, pools: list[Pool]) -> Crew:
+        return {}
 
     def release(self, pools: list[Pool]) -> None:
         for pool in pools:

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, through Ray: units by stage and state, and the time that they took.
+"""What a run tells Prometheus, through Ray: units by stage and state, the time they took, and what is left.
 
 Ray adds `ray_` and `_total` to the names. Without `ray[default]`, as on a laptop, nothing listens and nothing
 is lost: the ledger has it all.
@@ -6,7 +6,7 @@ is lost: the ledger has it all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pipelines.ledger import Record
 
@@ -24,3 +24,16 @@ def unit_counter() -> Callable[[str, Record], None]:
             seconds.inc(record.seconds, tags={"stage": stage})
 
     return count
+
+
+def to_do_gauge() -> Callable[[Mapping[str, float]], None]:
+    """A function that is told, per stage, how many units are still to come through it, as far as known."""
+    from ray.util.metrics import Gauge
+
+    gauge = Gauge("pv3d_units_to_do", "Units still to come through a stage.", tag_keys=("stage",))
+
+    def tell(units: Mapping[str, float]) -> None:
+        for stage, count in units.items():
+            gauge.set(count, tags={"stage": stage})
+
+    return tell

@@ -94,6 +94,9 @@ class Outcome:
     again: bool = False                      # no fault of its own: the next run tries it again
 
 
+Crew = dict[str, dict[str, int]]             # by name of the pool: workers, busy, nodes, queued
+
+
 class Executor(Protocol):
     """Where work is done."""
 
@@ -110,6 +113,9 @@ class Executor(Protocol):
     @property
     def busy(self) -> bool:
         """Whether work is under way."""
+
+    def crew(self, pools: list[Pool]) -> Crew:
+        """How many workers each pool has and needs, for people."""
 
     def release(self, pools: list[Pool]) -> None:
         """Free the workers of pools that have nothing more to do."""

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from pipelines.rates import Ahead, Rate, duration, per_second, times_left
+from pipelines.rates import Ahead, Rate, duration, per_second, times_left, units_ahead
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Figures:
     states: dict[str, int]
     per_s_now: float
     per_s: float
+    to_come: float                           # units, with what earlier stages will send
     eta_s: float | None                      # None while unknown
 
 
@@ -57,6 +58,7 @@ class Progress:
         self.crew: dict[str, Any] = {}       # per pool, as the executor says
         self._said = self._told = time.monotonic()
         self._asked = 0.0
+        self.told: Callable[[Mapping[str, float]], None] | None = None   # units to come, now and then
         self._bars: Bars | None = None
         self._tasks: dict[str, Any] = {}
         self._lock = threading.Lock()        # `pipelines.live` reads from a thread of its own
@@ -73,6 +75,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._tell()
         if self._bars is not None:
             self._show()
             self._bars.stop()
@@ -121,11 +125,16 @@ class Progress:
         now_s = time.monotonic()
         if crew is not None and now_s - self._asked >= 1.0:
             self._asked, self.crew = now_s, crew()
+            self._tell()
         if self._bars is not None and now_s - self._told >= 0.25:
             self._told = now_s
             self._show()
         if self._bars is None and now_s - self._said >= PLAIN_SECONDS:
             self._say()
+
+    def _tell(self) -> None:
+        if self.told is not None:
+            self.told({stage: found.to_come for stage, found in self.figures().items()})
 
     def figures(self) -> dict[str, Figures]:
         """Of the stages that something has come to."""
@@ -140,9 +149,11 @@ class Progress:
             return {
                 name: Figures(
                     count.known, count.done, count.sent, dict(count.states), rate.now(now_s),
-                    rate.mean(now_s), None if self.listing else eta,
+                    rate.mean(now_s), units, None if self.listing else eta,
                 )
-                for (name, (count, rate)), eta in zip(seen.items(), left, strict=True) if rate
+                for (name, (count, rate)), units, eta in zip(
+                    seen.items(), units_ahead(ahead), left, strict=True
+                ) if rate
             }  # fmt: skip
 
     def _show(self) -> None:

@@ -21,7 +21,7 @@ from pipelines.alone import Death
 from pipelines.groups import clips_of
 from pipelines.ledger import Ledger
 from pipelines.places import Places, Worker
-from pipelines.pools import Outcome, Pool, Work
+from pipelines.pools import Crew, Outcome, Pool, Work
 from pipelines.ray_losses import CRASHED, LOST, NO_MEMORY, NODE_LOST, why
 from pipelines.work import ChainSpec, OutOfMemoryError, SetupError, StageBugError
 from pipelines.workflow import Workflow
@@ -106,6 +106,16 @@ class OnRay:
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         outcomes = [self._take_in(waiting[ref], ref) for ref in done]
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def crew(self, pools: list[Pool]) -> Crew:
+        found: Crew = {}
+        for pool in pools:
+            mine = self.places.of(pool)
+            found[pool.name] = {
+                "workers": len(mine), "busy": sum(worker.work is not None for worker in mine),
+                "nodes": len({worker.node for worker in mine if worker.node}), "queued": len(pool.queue),
+            }  # fmt: skip
+        return found
 
     def release(self, pools: list[Pool]) -> None:
         for worker in [w for w in self.places.workers if w.pool in pools]:

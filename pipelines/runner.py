@@ -64,11 +64,11 @@ def prepare(
     def start() -> Executor:
         if in_process:
             return InProcess(store, ledger)
-        from pipelines.metrics import unit_counter
+        from pipelines.metrics import to_do_gauge, unit_counter
         from pipelines.ray_runner import OnRay
 
         executor = OnRay(workflow, ledger, ray_address)
-        ledger.told = unit_counter()
+        ledger.told, progress.told = unit_counter(), to_do_gauge()
         return executor
 
     with Progress([step.name for step in steps], listing=True) as progress:
@@ -264,7 +264,7 @@ class _Run:
         for outcome in self.executor.poll():
             settle(outcome)
         self.ledger.flush(due=True)
-        self.progress.tick()
+        self.progress.tick(lambda: self.executor.crew(pools))
         self.limits.check()
 
     def _settle(self, outcome: Outcome, advance: Callable[..., None]) -> bool | None:
