@@ -204,14 +204,15 @@ def gc(workflow: Any, **chosen: Any) -> Answer:
     return collect(workflow, **chosen)
 
 
-@main.command(epilog="Example: pv3d report --profile demo")
+@main.command(epilog="Example: pv3d report --profile demo --out demo.html")
 @takes_workflow
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="In place of the store's own.")
 @answers
-def report(workflow: Any) -> Answer:
-    """Write the HTML report of what is in the store now."""
+def report(workflow: Any, out: Path | None) -> Answer:
+    """Write what is in the store now as one HTML page: also in the middle of a run, and of a store on S3."""
     from pipelines.report import report as write_report
 
-    path = str(write_report(workflow))
+    path = write_report(workflow, out)
     return {"report": path}, f"report  {path}"
 
 
