@@ -7,6 +7,7 @@ exactly one of several writers and is the only call that commits rest on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -24,6 +25,23 @@ _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
 
 class StorageError(Exception):
     """The store cannot do what was asked; the message names the place, the cause and the cure."""
+
+
+# A place that is full, above a quota, read-only or broken; whatever is kept there.
+_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}                 # of folders, on some file systems
+
+
+def fault_of_place(error: OSError) -> str:
+    """What is wrong with the disk that an error came from, and the cure; "" for an error of another kind."""
+    import tempfile
+
+    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
+        return "no folder for temporary files can be written; make room, or set TMPDIR to one that can"
+    if error.errno not in _FAULTS:
+        return ""
+    place = error.filename or f"a file below {tempfile.gettempdir()}"
+    return f"cannot use {place} ({error.strerror}); make room or permit it, or set TMPDIR to another folder"
 
 
 def check_key(key: str) -> str:
@@ -119,11 +137,25 @@ class FolderStorage(Storage):
     def path(self, key: str) -> Path:
         return Path(self.root, check_key(key))
 
+    @contextlib.contextmanager
+    def _reached(self, action: str, key: str, passes: type[OSError] = FileNotFoundError) -> Iterator[None]:
+        """Raise StorageError, naming root, cause and cure, for what is wrong with the place."""
+        try:
+            yield
+        except passes:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"storage.root: cannot {action} {key} below {self.root} ({error.strerror}); "
+                "make room or permit it, or choose another folder"
+            ) from error
+
     def read(self, key: str) -> bytes:
-        return self.path(key).read_bytes()
+        with self._reached("read", key):
+            return self.path(key).read_bytes()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        with self.path(key).open("rb") as file:
+        with self._reached("read", key), self.path(key).open("rb") as file:
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
@@ -135,25 +167,14 @@ class FolderStorage(Storage):
         """(temporary file that holds the blocks, target). Raises StorageError when it cannot be written."""
         target = self.path(key)
         temporary = target.parent / f"{_TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # Not `tempfile`, whose files only their owner may read.
-            with temporary.open("xb") as file:
-                for block in blocks:
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary, target
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"storage.root: cannot write {key} below {self.root} ({error.strerror}); "
-                "make room or permit it, or choose another folder"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with self._reached("write", key, FileExistsError):
+            try:
+                _fill(temporary, blocks)
+                yield temporary, target
+                _sync_folder(target.parent)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
     def write(self, key: str, data: bytes) -> None:
         with self._written(key, iter([data])) as (temporary, target):
@@ -198,30 +219,59 @@ class FolderStorage(Storage):
         return Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
 
     def exists(self, key: str) -> bool:
-        return self.path(key).is_file()
+        with self._reached("read", key):
+            return self.path(key).is_file()
 
     def size(self, key: str) -> int:
-        return self.path(key).stat().st_size
+        with self._reached("read", key):
+            return self.path(key).stat().st_size
 
     def delete(self, key: str) -> None:
-        self.path(key).unlink(missing_ok=True)
+        with self._reached("delete", key):
+            self.path(key).unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         root = Path(self.root)
         absent = [folder for folder in (root, *root.parents) if not os.path.lexists(folder)]
         try:
-            self.write(".writable", b"")
+            self.write(".writable", bytes(4096))     # of a full disk an empty file would tell nothing
             self.delete(".writable")
-        except (StorageError, OSError) as error:
-            cause = error.__cause__ if isinstance(error, StorageError) else error
-            reason = getattr(cause, "strerror", None) or cause
+        except StorageError as error:
+            reason = getattr(error.__cause__, "strerror", None) or error
             raise StorageError(
-                f"storage.root: cannot write to {self.root} ({reason}); choose another folder"
+                f"storage.root: cannot write to {self.root} ({reason}); make room or permit it, or choose "
+                "another folder"
             ) from None
         finally:
             with contextlib.suppress(OSError):  # a run that is refused later leaves no folder behind
                 for folder in absent:
                     folder.rmdir()
+
+
+def _fill(path: Path, blocks: Iterator[bytes]) -> None:
+    """Write a new file, and its folder, to the disk itself."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+    # Not `tempfile`, whose files only their owner may read.
+    with path.open("xb") as file:
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder outlast a power cut: a manifest must not be there before its shard."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 def open_storage(root: str, **options: Any) -> Storage:

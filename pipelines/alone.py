@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import json
 import os
@@ -24,11 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.storage import StorageError
+from infra.storage import StorageError, fault_of_place
 from pipelines.ledger import ClipFile, Output, encode_clips
 from pipelines.work import ChainSpec, OutOfMemoryError, Piece, SetupError, StageBugError
 from stages.clip import Clip
 
+NO_DISK = os.EX_IOERR            # how the child ends that cannot write its answer
 SETUP_S = 900.0                  # to start and to load models, which no unit is to blame for
 _LAST_WORDS_S = 5.0
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
@@ -46,7 +48,21 @@ class Death:
 def run_alone(
     spec: ChainSpec, clips: Sequence[Clip], stage: int, group: str | None, timeout_s: float
 ) -> list[Piece] | Death:
-    """The pieces of one unit, or of one group, at one stage of the chain; or why there are none."""
+    """The pieces of one unit, or of one group, at one stage of the chain; or why there are none.
+
+    Raises StorageError when the disk for temporary files is full or broken: no unit is to blame for that.
+    """
+    try:
+        return _run_alone(spec, clips, stage, group, timeout_s)
+    except OSError as error:
+        if fault := fault_of_place(error):
+            raise StorageError(f"stage {spec.names[stage]}: {fault}") from error
+        raise
+
+
+def _run_alone(
+    spec: ChainSpec, clips: Sequence[Clip], stage: int, group: str | None, timeout_s: float
+) -> list[Piece] | Death:
     with tempfile.TemporaryDirectory(prefix="pv3d-alone-") as folder:
         Path(folder, "in.npz").write_bytes(encode_clips(clips))
         ready, told = os.pipe()
@@ -71,6 +87,8 @@ def run_alone(
         if status < 0:
             return Death(f"crashed: {signal.Signals(-status).name}", _place(trace))
         answer = Path(folder, "answer.json")
+        if status == NO_DISK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
         if status != 0 or not answer.exists():
             return Death(f"crashed: exit status {status}")
         return _read(answer, Path(folder, "out.npz"))
@@ -142,7 +160,15 @@ def _read(answer: Path, clips: Path) -> list[Piece] | Death:
 
 def main() -> None:
     """Entry of the child process."""
-    folder = Path(sys.argv[1])
+    try:
+        _main(Path(sys.argv[1]))
+    except OSError as error:
+        if not fault_of_place(error):
+            raise
+        os._exit(NO_DISK)
+
+
+def _main(folder: Path) -> None:
     with (folder / "trace.txt").open("w") as trace:
         faulthandler.enable(trace)               # of a crash, and of the SIGABRT at the time limit
         threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -24,8 +24,7 @@ Answer = tuple[dict[str, Any], str]
 MOST_SEEDS = 1_000_000
 # What is wrong with a place that somebody named, wherever it shows first.
 _OF_PLACES = {
-    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
-    errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM,
 }
 
 
@@ -34,7 +33,7 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from infra import interrupts  # these two import nothing heavy
-        from infra.storage import StorageError
+        from infra.storage import StorageError, fault_of_place
 
         try:
             with interrupts.caught():
@@ -45,10 +44,12 @@ class _Program(click.Group):
             click.echo(f"pv3d: {' '.join(str(error).split())}", err=True)
             ctx.exit(2)
         except OSError as error:
-            if error.errno not in _OF_PLACES or os.environ.get("PV3D_DEBUG"):
+            what = fault_of_place(error)
+            if error.errno in _OF_PLACES:
+                what = f"{str(error.filename or 'a file')[:200]!r}: {error.strerror}; choose another place"
+            if not what or os.environ.get("PV3D_DEBUG"):
                 raise
-            place = str(error.filename or "a file")
-            click.echo(f"pv3d: {place[:200]!r}: {error.strerror}; choose another place", err=True)
+            click.echo(f"pv3d: {what}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             how = interrupts.last()

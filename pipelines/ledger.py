@@ -25,8 +25,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from infra.storage import FolderStorage, Storage
-from pipelines.index import PAGE_ROWS, Index, Row
+from infra.storage import FolderStorage, Storage, StorageError
+from pipelines.index import PAGE_ROWS, Index, Row, Segment
 from pipelines.records import At, Output, Record, Ref, from_lines, members_digest, pairs_digest
 from pipelines.segments import (
     DAMAGED,
@@ -94,13 +94,13 @@ class Ledger:
             found.update((unit, pending[unit][0]) for unit in units if unit in pending)
         return found
 
-    def records(self, stage: str) -> Iterator[Record]:
-        """The latest record of every unit of a stage, in the order of the store."""
+    def records(self, stage: str, segment: Segment | None = None) -> Iterator[Record]:
+        """The latest record of every unit of a stage, or of a segment of it, in the order of the store."""
         self._load(stage)
-        for rows in self._index.all(stage):
+        for rows in self._index.all(stage, segment.number if segment else None):
             pending = self._pending.get(stage, {})
             yield from (record for record in self._parsed(rows) if record.unit not in pending)
-        for record, _ in list(self._pending.get(stage, {}).values()):
+        for record, _ in [] if segment else list(self._pending.get(stage, {}).values()):
             yield record
 
     def count(self, stage: str) -> int:
@@ -194,18 +194,19 @@ class Ledger:
         sizes = {entry.key: entry.bytes for entry in self.store.entries(f"ledger/{stage}")}
         keys = [key for key in sizes if key.endswith(".jsonl") and key not in self._lost]
         self._index.open(stage)
-        for key, data in self._fetched(keys):
+        for key, data in self.fetched(keys):
             try:
                 if (arrays := sizes.get(_arrays_of(key))) is None:
                     raise ValueError("no arrays")
-                self._index.put(stage, key, arrays, lines_of(data, key, arrays))
+                if lines := lines_of(data, key, arrays):
+                    self._index.put(stage, key, arrays, lines)
             except DAMAGED as error:
                 log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
                 if isinstance(error, DamagedArraysError):
                     self.unreadable.add(key)
         self._index.seal(stage)
 
-    def _fetched(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    def fetched(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """(key, content), in order; from afar some are on their way at once."""
         if isinstance(self.store, FolderStorage):
             yield from ((key, self.store.read(key)) for key in keys)
@@ -244,8 +245,25 @@ class Ledger:
         for place in [place for place in self._blocks if place[0] == segment]:
             del self._blocks[place]
         self._index.forget(segment.split("/")[1])
-        with contextlib.suppress(OSError):  # in a store that only reads, it is passed over each time
+        with contextlib.suppress(StorageError):  # in a store that only reads, it is passed over each time
             self.store.delete(segment)
+
+    # --- for `pipelines.compact` -------------------------------------------------------------------------
+
+    def segments(self, stage: str) -> list[tuple[Segment, int]]:
+        """Every sound segment of a stage in the order of the store, with how many of its records count."""
+        self._load(stage)
+        return self._index.segments(stage)
+
+    def replace(self, stage: str, segment: str, lines: Sequence[str], arrays: int) -> None:
+        """Look records up in a segment that was written with what others hold."""
+        self._index.put(stage, segment, arrays, lines)
+
+    def delete(self, segments: Sequence[str]) -> None:
+        """Delete segments of which nothing counts any more."""
+        self.store.delete_all(list(segments))
+        self.store.delete_all([_arrays_of(segment) for segment in segments])
+        self._index.remove(segments)
 
     def close(self) -> None:
         """Free the disk; what is not flushed is lost."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.storage import Storage, StorageError, open_storage
+from infra.storage import Storage, StorageError, fault_of_place, open_storage
 from pipelines.construct import construct, import_path
 from pipelines.document import Value
 from pipelines.ledger import Output
@@ -99,8 +99,13 @@ class Chain:
             if not self._ready[index]:
                 try:
                     self.stages[index].setup(self.store)
-                except (ValueError, FileNotFoundError, ImportError, StorageError) as error:
+                except (ValueError, ImportError, StorageError) as error:
                     raise SetupError(f"stage {self.names[index]}: {error}") from error
+                except OSError as error:
+                    fault = fault_of_place(error)
+                    if not fault and not isinstance(error, FileNotFoundError):
+                        raise
+                    raise SetupError(f"stage {self.names[index]}: {fault or error}") from error
                 self._ready[index] = True
 
     def run(self, clip: Clip, first: int, last: int) -> list[Piece]:
@@ -165,8 +170,8 @@ class Chain:
     def _guarded(
         self, index: int, unit: str, work: Callable[[], Iterator[Clip | Rejected]]
     ) -> Iterator[Clip | Rejected]:
-        """Run a stage's generator; what is neither Drop, a fault of the store nor a lack of memory is a bug,
-        with its place."""
+        """Run a stage's generator; what is neither Drop, a fault of the store or a disk nor a lack of memory
+        is a bug, with its place."""
         try:
             yield from work()
         except (Drop, StorageError):
@@ -174,6 +179,8 @@ class Chain:
         except Exception as error:
             if _lacks_memory(error):
                 raise OutOfMemoryError(str(error).partition("\n")[0][:200]) from error
+            if isinstance(error, OSError) and (fault := fault_of_place(error)):
+                raise StorageError(f"stage {self.names[index]}: {fault}") from error
             raise StageBugError(self.names[index], unit, traceback.format_exc()) from error
 
     def _append(self, piece: Piece, out: Any) -> None:

@@ -23,13 +23,14 @@ class Failure:
 
 
 NO_FORMAT = "the format setting fits no format"
+FULL, UNWRITABLE = OF_DISK = ("the disk is full", "cannot write")
 
 # In order, on text in small letters with straight apostrophes; the first that is found decides.
 SIGNS: tuple[tuple[str, Kind, str], ...] = (
-    (r"no space left|disk quota exceeded", "ours", "the disk is full"),
+    (r"no space left|disk quota exceeded", "ours", FULL),
     # Not by words: a server may say "permission denied" as well.
-    (r"unable to open for writing|unable to create directory|\[errno (13|30)\]", "ours", "cannot write"),
-    (r"unable to write data", "ours", "cannot write"),
+    (r"unable to open for writing|unable to create directory|\[errno (13|30)\]", "ours", UNWRITABLE),
+    (r"unable to write data", "ours", UNWRITABLE),
     (r"requested format is not available", "ours", NO_FORMAT),
     (r"ffmpeg (is not installed|could not be found)|ffmpeg not found", "ours",
      "ffmpeg is missing; pip install imageio-ffmpeg"),
@@ -93,7 +94,9 @@ def classify(error: BaseException | str) -> Failure:
     chain = list(_chain(error))
     for one in chain:
         if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Failure("ours", "the disk is full")
+            return Failure("ours", FULL)
+        if isinstance(one, OSError) and one.errno in (errno.EROFS, errno.EFBIG):
+            return Failure("ours", UNWRITABLE)
     found = [failure for one in chain if (failure := _by_text(str(one)))]
     # What a page says in words beats the status it came with.
     worded = [failure for failure in found if failure.kind != "transient"]

@@ -24,7 +24,7 @@ from infra.storage import Storage, StorageError
 from stages import ytdlp
 from stages.base import ACCESS, PACE, Barred, Drop, Rejected, Stage, TryLater
 from stages.clip import Clip
-from stages.failures import NO_FORMAT, Failure, classify, retry_after, scrub
+from stages.failures import NO_FORMAT, OF_DISK, Failure, classify, retry_after, scrub
 from stages.smooth import check_not_negative
 from stages.sources import lists
 
@@ -217,7 +217,7 @@ class WebStage(Stage):
         if failure.reason == NO_FORMAT and self._came:
             raise Drop("no such format", detail)     # the setting fits others: it is the video's fault
         if failure.kind == "ours":
-            raise StorageError(f"stage {self.name}: {failure.reason} ({detail})")
+            raise StorageError(f"stage {self.name}: {failure.reason} ({detail}){self._cure(failure)}")
         if failure.kind == "throttled":
             self._gate.throttled(wish)
             return
@@ -229,6 +229,11 @@ class WebStage(Stage):
             raise Drop(failure.reason, detail)
         if attempt < self.attempts:
             time.sleep(self.backoff_s * 2.0 ** (attempt - 1) * (0.5 + random.random()))
+
+    def _cure(self, failure: Failure) -> str:
+        if failure.reason not in OF_DISK:
+            return ""
+        return f"; make room or permit it below {self._work}, or set stages.{self.name}.work to another folder"
 
     def _explain(self, url: str) -> None:
         """Say once per process what YouTube lacks here."""

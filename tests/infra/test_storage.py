@@ -143,7 +143,7 @@ def test_files_get_the_mode_that_the_umask_gives(tmp_path):
 def test_a_root_below_a_file_cannot_be_written_and_says_so_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     store = FolderStorage(tmp_path / "file" / "store")
-    message = r"storage.root: cannot write to .*file/store \(.+\); choose"
+    message = r"storage.root: cannot write to .*file/store \(.+\); make room or permit it, or choose"
     with pytest.raises(StorageError, match=message) as error:
         store.check_writable()
     assert "\n" not in str(error.value)
