@@ -233,7 +233,7 @@ class WebStage(Stage):
     def _cure(self, failure: Failure) -> str:
         if failure.reason not in OF_DISK:
             return ""
-        return f"; make room or permit it below {self._work}, or set stages.{self.name}.work to another folder"
+        return f"; make room or permit it below {self._work}, or give another as stages.{self.name}.work"
 
     def _explain(self, url: str) -> None:
         """Say once per process what YouTube lacks here."""
