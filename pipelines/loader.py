@@ -1,134 +1,210 @@
 """Batches for the trainer: real frames from the shards, and the cameras that generated frames take from them.
 
-Everything in a batch is a function of (seed, step, index of the video in the global batch), so that any
-number of workers sees the same batch, and a resumed run the batches that it would have seen.
+What is in a batch is a function of (seed, step, index of the video in the global batch): see
+`pipelines.sampling`. So any number of workers and threads sees the same batch, and a resumed run the batches
+that it would have seen. A worker's part is always as large, so none waits for another.
+
+Frames are read by range, or from copies of whole shards: see `pipelines.shard_copies`. A clip that turns out
+damaged is told to `damaged` and replaced by another draw, a function of the same and the number of the
+attempt; too many damaged clips end the training. A store that does not answer is waited for, and then ends
+it too.
 
 Shapes: B videos of this worker, n frames of each (those that D_vid compares), H the side of a frame.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import camera, times
+from model import camera, steps
 from model.config import Variant
-from pipelines.train_job import check_dataset
-from stages.shards import Dataset, Sample
+from pipelines.sampling import Draw, Sampler, check_dataset
+from pipelines.shard_copies import ShardCopies
+from stages.dataset import DamagedError, Dataset, Sample
 
-AHEAD = 2  # batches read before they are asked for
+T = TypeVar("T")
+Cameras = tuple[Tensor, Tensor]
 
+log = logging.getLogger(__name__)
 
-class Stream(IntEnum):
-    """Independent random numbers for each purpose. Values are part of what a seed means; do not renumber."""
-
-    ORDER = 100
-    REAL = 101
-    CAMERAS = 102
+AHEAD = 2                                    # batches that are read before they are asked for
+THREADS = 4                                  # that read and decode; both let go of the interpreter
+ATTEMPTS = 8                                 # draws for one video
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Real frames of one update, for one worker."""
+    """Real frames of one update, for one worker, and the cameras of its generated ones."""
 
     images: Tensor
-    """[B, n, 3, H, H] in [-1, 1]"""
+    """uint8 [B, n, 3, H, H]"""
     times: Tensor
     """[B, n] in [0, 1], increasing: frame index / (span - 1)"""
     cameras: Tensor
     """[B, n, 25]"""
+    generated: dict[int, Cameras] = field(default_factory=dict)
+    """`Loader.cameras` of the phases of the update, by the number of the phase."""
+
+    def to(self, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+        """Images as float32 in [-1, 1], times and cameras."""
+        images = self.images.to(device).contiguous().float().div_(127.5).sub_(1)
+        return images, self.times.to(device), self.cameras.to(device)
+
+
+class Damage:
+    """The clips that could not be read. More than a share of `limit` is an error."""
+
+    def __init__(self, clips: int, limit: float, tell: Callable[[Sample, str], None] | None) -> None:
+        self.reasons: dict[str, str] = {}
+        """By clip."""
+        self.replaced = 0
+        """Draws, of this worker."""
+        self._clips, self._limit, self._tell = clips, limit, tell
+        self._lock = threading.Lock()
+
+    def add(self, sample: Sample, error: DamagedError) -> None:
+        """Raises ValueError when it is too much."""
+        with self._lock:
+            self.replaced += 1
+            new = sample.clip_id not in self.reasons
+            self.reasons.setdefault(sample.clip_id, str(error))
+            count = len(self.reasons)
+        if new:
+            log.warning("clip %s: %s; other clips take its place", sample.clip_id, error)
+            if self._tell is not None:
+                self._tell(sample, str(error))
+        if count > self._limit * self._clips:
+            raise ValueError(
+                f"{count} of {self._clips} clips are damaged, more than the share of {self._limit:g} that "
+                f"train.damaged_limit allows; the last: clip {sample.clip_id}: {error}"
+            )
 
 
 class Loader:
-    """Reads batches by range from the shards. Every person is seen equally often, whatever the number of
-    clips."""
+    """Reads the batches of one worker, the `rank`-th of `workers`; with 0 `threads` in the caller's own."""
 
     def __init__(
-        self, dataset: Dataset, variant: Variant, *, seed: int, rank: int = 0, workers: int = 1
+        self,
+        dataset: Dataset,
+        variant: Variant,
+        *,
+        seed: int,
+        rank: int = 0,
+        workers: int = 1,
+        threads: int = THREADS,
+        damaged_limit: float = 0.1,
+        damaged: Callable[[Sample, str], None] | None = None,
     ) -> None:
-        self.dataset, self.seed, self.batch = dataset, seed, variant.recipe.batch
-        self.span, self.frames = variant.model.frames_span, variant.model.discriminator_frames
-        self.flip_cameras = variant.recipe.flip_fake_cameras
+        clips = check_dataset(dataset, variant)
+        self.dataset, self.recipe, self.batch = dataset, variant.recipe, variant.recipe.batch
+        self.sampler = Sampler(clips, variant, seed)
         self.videos = range(rank, self.batch, workers)
         """This worker's, of the global batch."""
-        people: dict[str, list[Sample]] = {}
-        for sample in check_dataset(dataset, variant):
-            people.setdefault(sample.identity or sample.clip_id, []).append(sample)
-        self.people = [people[name] for name in sorted(people)]
+        self.damage = Damage(len(clips), damaged_limit, damaged)
+        self.copies = ShardCopies(dataset, [clip.tar for clip in clips], rank=rank)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
+
+    def ahead(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of updates start ... stop - 1 in order, with the cameras of their phases, read in the
+        background. What goes wrong there is raised here."""
+        self.copies.start((stop - start) * len(self.videos) * self.sampler.n)
+        waiting: deque[Callable[[], Batch]] = deque()
+        begun = start
+        for step in range(start, stop):
+            while begun < min(step + AHEAD + 1, stop):
+                waiting.append(self._begin(begun, generated=True))
+                begun += 1
+            yield waiting.popleft()()
 
     def real(self, step: int) -> Batch:
         """Update `step`'s real frames for this worker."""
-        videos = [self._video(step, video) for video in self.videos]
-        images, t, cameras = (np.stack(part) for part in zip(*videos, strict=True))
-        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 1, 4, 2, 3)))
-        return Batch(pixels.float() / 127.5 - 1, torch.from_numpy(t), torch.from_numpy(cameras))
+        return self._begin(step)()
 
-    def cameras(self, step: int, phase: int) -> tuple[Tensor, Tensor]:
+    def cameras(self, step: int, phase: int) -> Cameras:
         """Cameras [B, n, 25] for the generated frames of a phase, and their times [B, n]: of the *global*
-        batch, since videos swap cameras with each other. Drawn afresh from the clips, as official."""
-        drawn = [self._cameras(step, phase, video) for video in range(self.batch)]
-        cameras, t = (np.stack(part) for part in zip(*drawn, strict=True))
-        return torch.from_numpy(cameras), torch.from_numpy(t)
+        batch, since videos swap cameras with each other."""
+        draw = functools.partial(self.sampler.camera, step, phase)
+        drawn = [self._attempt(functools.partial(draw, video), self._camera) for video in range(self.batch)]
+        cameras, times = (np.stack(part) for part in zip(*drawn, strict=True))
+        return torch.from_numpy(cameras), torch.from_numpy(times)
 
-    def ahead(self, start: int, stop: int) -> Iterator[Batch]:
-        """`real` of updates start ... stop - 1 in order, read in the background."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            closing = threading.Event()
+    def close(self) -> None:
+        """Stop reading; nothing goes on in the background then."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self.copies.close()
 
-            def read(step: int) -> Batch | None:
-                return None if closing.is_set() else self.real(step)
+    def __enter__(self) -> Loader:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self, step: int, generated: bool = False) -> Callable[[], Batch]:
+        """Start to read a batch; the call waits for it."""
+        n, side = self.sampler.n, self.dataset.size
+        pixels = np.empty((len(self.videos), n, side, side, 3), np.uint8)
+        videos = [
+            self._submit(self._video, step, video, into)
+            for video, into in zip(self.videos, pixels, strict=True)
+        ]
+        phases = [steps.PHASES.index(name) for name in steps.phases(step, self.recipe)] if generated else []
+        cameras = {phase: self._submit(self.cameras, step, phase) for phase in phases}
+
+        def finish() -> Batch:
+            read = zip(*(ready() for ready in videos), strict=True)
+            times, seen = (torch.from_numpy(np.stack(part)) for part in read)
+            images = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)
+            return Batch(images, times, seen, {phase: ready() for phase, ready in cameras.items()})
+
+        return finish
+
+    def _submit(self, call: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        if self._pool is None:
+            return functools.partial(call, *arguments)
+        return self._pool.submit(call, *arguments).result
+
+    def _video(self, step: int, video: int, into: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        """Times and cameras of a video; its frames go `into` [n, H, H, 3]."""
+
+        def read(draw: Draw) -> tuple[NDArray[np.float32], ...]:
+            pictures = self.dataset.pictures(draw.sample, draw.frames.tolist())
+            for frame, index in zip(into, draw.frames.tolist(), strict=True):
+                if draw.flip:
+                    cv2.flip(pictures[index], 1, frame)
+                else:
+                    frame[...] = pictures[index]
+            return draw.times, self._camera(draw)[0]
+
+        return self._attempt(functools.partial(self.sampler.real, step, video), read)
+
+    def _camera(self, draw: Draw) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        cameras = self.dataset.cameras(draw.sample)[draw.frames]
+        return (camera.hflip(cameras) if draw.flip else cameras), draw.times
+
+    def _attempt(self, draw: Callable[..., Draw], read: Callable[[Draw], T]) -> T:
+        """Read what is drawn, or, when it is damaged, what is drawn in its place."""
+        for attempt in range(ATTEMPTS):
+            drawn = draw(attempt=attempt)
             try:
-                waiting = [pool.submit(read, step) for step in range(start, min(start + AHEAD, stop))]
-                for step in range(start, stop):
-                    batch = waiting.pop(0).result()
-                    assert batch is not None
-                    if step + AHEAD < stop:
-                        waiting.append(pool.submit(read, step + AHEAD))
-                    yield batch
-            finally:
-                closing.set()
-
-    def _video(
-        self, step: int, video: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-        random = self._random(Stream.REAL, step, video)
-        sample, frames, t = self._window(random, self._person(step * self.batch + video))
-        images, cameras = self.dataset.frames(sample, frames.tolist()), self.dataset.cameras(sample)[frames]
-        if random.random() < 0.5:
-            images, cameras = images[:, :, ::-1], camera.hflip(cameras)
-        return images, t, cameras
-
-    def _cameras(self, step: int, phase: int, video: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        random = self._random(Stream.CAMERAS, step, phase, video)
-        sample, frames, t = self._window(random, self.people[random.integers(len(self.people))])
-        cameras = self.dataset.cameras(sample)[frames]
-        if self.flip_cameras and random.random() < 0.5:
-            cameras = camera.hflip(cameras)
-        return cameras, t
-
-    def _window(
-        self, random: np.random.Generator, clips: list[Sample]
-    ) -> tuple[Sample, NDArray[np.int64], NDArray[np.float32]]:
-        """A clip of one person, and the indices and times of n of its frames in a random window (model facts
-        8)."""
-        sample = clips[random.integers(len(clips))]
-        start = random.integers(sample.frame_count - self.span + 1)
-        indices = times.frame_indices(random.random(self.frames), self.span)
-        return sample, start + indices, times.index_times(indices, self.span)
-
-    def _person(self, count: int) -> list[Sample]:
-        """The `count`-th video's person: a new shuffle of all people whenever each has been seen."""
-        turn, at = divmod(count, len(self.people))
-        return self.people[self._random(Stream.ORDER, turn).permutation(len(self.people))[at]]
-
-    def _random(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
+                return read(drawn)
+            except DamagedError as error:
+                self.damage.add(drawn.sample, error)
+                last = error
+            except Exception as error:
+                error.add_note(f"clip {drawn.sample.clip_id}, frames {drawn.frames.tolist()}")
+                raise
+        raise ValueError(f"{ATTEMPTS} draws in a row are damaged, the last: {last}")

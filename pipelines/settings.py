@@ -144,7 +144,7 @@ class TrainSettings(Closed):
     restarts: int = Field(default=3, ge=0)
     """How often the workers are started again after one has died."""
     loader_threads: int = Field(default=4, ge=0)
-    """Of each worker, that read and decode frames while it trains. 0: it reads them itself, when it needs them."""
+    """Of each worker, that read and decode frames while it trains. 0: it reads them when it needs them."""
     damaged_limit: float = Field(default=0.1, ge=0, le=1)
     """Share of the clips that may turn out damaged, and are replaced by others, before training stops."""
     checkpoint_every: int = Field(default=1000, ge=1)

@@ -22,8 +22,9 @@ from infra.storage import StorageError
 from pipelines.checkpoints import LATEST, run_id
 from pipelines.policy import Policy
 from pipelines.progress import Progress
+from pipelines.sampling import check_dataset
 from pipelines.train_init import prepare_init
-from pipelines.train_job import Job, check_batch, check_dataset
+from pipelines.train_job import Job, check_batch
 
 if TYPE_CHECKING:
     from pipelines.workflow import Workflow
@@ -53,7 +54,10 @@ def work(job: Job) -> None:
     init_deepspeed(device.type)
     settings, store, config, recipe = job.settings, job.store, job.variant.model, job.variant.recipe
     dataset = open_dataset(store, job.dataset)
-    loader = Loader(dataset, job.variant, seed=settings.seed, rank=rank, workers=workers)
+    loader = Loader(
+        dataset, job.variant, seed=settings.seed, rank=rank, workers=workers,
+        threads=settings.loader_threads, damaged_limit=settings.damaged_limit, damaged=job.tell_damaged,
+    )  # fmt: skip
     torch.manual_seed(settings.seed)
     nets = Networks(job.variant, device, bfloat16=settings.precision == "bfloat16")
 
@@ -68,12 +72,12 @@ def work(job: Job) -> None:
 
     def inputs(phase: steps.Phase) -> losses.GeneratorInputs:
         """This worker's videos of what the phase draws for the global batch."""
-        cameras, times = loader.cameras(step, steps.PHASES.index(phase))
+        cameras, times = batch.generated[steps.PHASES.index(phase)]
         random = steps.step_generator(settings.seed, step, phase)
-        batch = steps.draw_inputs(
+        drawn = steps.draw_inputs(
             cameras, config, recipe, samples=samples, generator=random, matched_times=times
         )
-        mine = steps.rows(batch, rank, workers)
+        mine = steps.rows(drawn, rank, workers)
         mine.random = steps.video_generators(settings.seed, step, phase, loader.videos)
         return nets.to_device(mine)
 
@@ -85,7 +89,7 @@ def work(job: Job) -> None:
             blur = steps.blur_sigma(samples, recipe)
             resolution = steps.rendering_resolution(samples, recipe, config.rendering.resolution)
             record.add({"blur_sigma": blur, "rendering_resolution": resolution})
-            images, times, cameras = (x.to(device) for x in (batch.images, batch.times, batch.cameras))
+            images, times, cameras = batch.to(device)
             real = losses.real_sample(images, times, cameras, resolution)
 
             # --- G-main; the discriminators are frozen, as every network is outside of its own update
@@ -119,6 +123,7 @@ def work(job: Job) -> None:
             steps.ema_update(nets.ema, nets.generator, steps.ema_beta(samples, recipe))
 
             # --- log, sample, checkpoint
+            record.add({"damaged_clips": len(loader.damage.reasons)})
             done = step + 1
             record.step(done)
             if done == settings.steps or done % settings.sample_every == 0:
@@ -133,6 +138,8 @@ def work(job: Job) -> None:
             f"training stopped before update {step + 1}: {error}; the last checkpoint is kept: go on from it "
             "with a lower learning rate or a higher r1_gamma"
         )
+    finally:
+        loader.close()
 
 
 # --- on the driver ------------------------------------------------------------------------------------------

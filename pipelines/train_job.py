@@ -13,7 +13,7 @@ from typing import Any
 from infra.storage import Storage, open_storage
 from model.config import Variant, to_dict, with_changes
 from pipelines.settings import StorageSettings, TrainSettings
-from stages.shards import Dataset, Sample
+from stages.dataset import Sample
 
 NEUTRAL = ("updates", "checkpointing")
 """Of the recipe: what changes a run's length or cost, not its course."""
@@ -99,6 +99,11 @@ class Job:
     def progress(self) -> str:
         return f"{self.run}/progress.json"
 
+    def tell_damaged(self, clip: Sample, reason: str) -> None:
+        """Note in the store that a clip cannot be read."""
+        told = {"clip": clip.clip_id, "shard": clip.tar, "reason": reason}
+        self.store.write(f"{self.run}/damaged/{clip.clip_id}.json", json.dumps(told).encode())
+
     @property
     def stopped(self) -> str:
         return f"{self.run}/stopped.json"
@@ -117,28 +122,6 @@ def changed(variant: Variant, settings: TrainSettings) -> Variant:
             raise ValueError(f"train.{part}: {error}") from None
     batch = settings.batch or parts["recipe"].batch
     return replace(variant, model=parts["model"], recipe=replace(parts["recipe"], batch=batch))
-
-
-def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:
-    """The clips to train on. Raises ValueError when the dataset does not fit the variant or cannot fill a
-    batch."""
-    size, span = variant.model.img_resolution, variant.model.frames_span
-    if not dataset.samples:
-        raise ValueError(
-            f"the dataset {dataset.version} holds no clip; see `pv3d status` for why each was rejected"
-        )
-    if dataset.size != size:
-        raise ValueError(
-            f"the shards hold frames of {dataset.size} px, {variant.name} makes {size} px; "
-            f"set stages.AlignCrop.size={size} or choose another train.variant"
-        )
-    clips = [s for s in dataset.samples if s.split == "train" and s.frame_count >= span]
-    if not clips:
-        raise ValueError(
-            f"no training clip has the {span} frames that {variant.name} looks at; "
-            f"the longest of {len(dataset.samples)} has {max(s.frame_count for s in dataset.samples)}"
-        )
-    return sorted(clips, key=lambda s: s.clip_id)
 
 
 def check_batch(variant: Variant, workers: int, accumulate: int = 1) -> None:
