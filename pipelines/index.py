@@ -86,6 +86,12 @@ class Index:
         )
         self._sealed.add(stage)
 
+    def remove(self, keys: Sequence[str]) -> None:
+        """Segments without a row are no more."""
+        put_all(self._db, "DELETE FROM segments WHERE key = ?", ((key,) for key in keys))
+        self.segment.cache_clear()
+        self.key.cache_clear()
+
     def forget(self, stage: str) -> None:
         """As if the stage had not been read."""
         self._sealed.discard(stage)

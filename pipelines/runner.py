@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from infra.storage import Storage
+from pipelines.compact import compact
 from pipelines.groups import group_outputs, groups_of, in_storage_order, is_light, restore
 from pipelines.in_process import InProcess
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
@@ -31,6 +32,7 @@ from stages.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
 
+MANY = 1000                                  # small segments of a stage that a run does not begin with
 PAGE = 128                                   # units that are listed and looked up at a time
 
 
@@ -78,12 +80,14 @@ def prepare(
             progress.again()
             run = _Run(workflow, steps, store, ledger, start, progress)
             try:
+                compact(ledger, run.prepared.redone, MANY)
                 prepared = run.all()
                 break
             except LostSegmentError:
                 continue  # its records are dropped: plan again
             finally:
                 run.close()
+    compact(ledger, prepared.redone)
     if prepared.taken_down:
         takedown.sweep(workflow, store)
     return prepared
