@@ -57,7 +57,7 @@ class _Plan(Survey):
 
     def to_do(self, step: Step, ref: Ref, before: Record | None) -> None:
         if before is not None and self.changes is not None:
-            why = self.changes.why(step, before)
+            why = self.changes.why(step, ref, before)
             self.why.setdefault(step.name, Counter())[why] += 1
         if ref.clip is not None and ref.clip.video and "error" not in ref.clip.listed:
             self.listed += 1

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.storage import Storage, StorageError
-from pipelines.records import Record
+from pipelines.records import Record, Ref
 from pipelines.workflow import Step
 
 log = logging.getLogger(__name__)
 
 OF_INPUT = "its input changed"
+OF_GROUP = "its group has other members"
+UNCLEAR = "it is to be done again"           # as when a takedown is taken back
 OF_ACCESS = "settings of access of {} changed"
 UNKNOWN = "settings or version of {} changed"
 _LONGEST = 60                                # characters of a value that is told
@@ -44,9 +46,9 @@ class Changes:
         self.store = store
         self._known: dict[tuple[str, str], str] = {}
 
-    def why(self, step: Step, record: Record) -> str:
+    def why(self, step: Step, ref: Ref, record: Record) -> str:
         if record.key in (step.key, step.barred_key):
-            return OF_INPUT if record.key == step.key else OF_ACCESS.format(step.name)
+            return OF_INPUT if record.input != ref.digest else OF_GROUP if record.members else UNCLEAR
         place = (step.name, record.key)
         if place not in self._known:
             self._known[place] = self._of_settings(step, record.key)

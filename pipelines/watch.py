@@ -54,26 +54,27 @@ def _shown(console: Console) -> Iterator[Callable[[dict[str, Any], str], None]]:
         with Screen(console=console, transient=True, auto_refresh=False) as screen:
             yield lambda _, text: screen.update(Text(text), refresh=True)
         return
-    said: list[str] = []
+    said: dict[str, int] = {}
 
     def say(answer: dict[str, Any], _: str) -> None:
-        lines = list(_plain(answer))
-        for line in lines:
-            if line not in said:
-                log.info("%s", line)
-        said[:] = lines
+        for name, done, text in _plain(answer):
+            if said.get(name) != done:
+                log.info("%s: %s", name, text)
+                said[name] = done
 
     yield say
 
 
-def _plain(answer: dict[str, Any]) -> Iterator[str]:
+def _plain(answer: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """What is going on: name, units done and what to say once they have changed."""
     run, training = answer["run"], answer["training"]
-    if run["phase"] not in ("", "data"):
-        yield f"at: {run['phase']}"
+    phase = run["phase"]
     for name, one in run["stages"].items():
-        if one["done"] and run["phase"] == "data":
+        if one["done"] and phase == "data":
             left = f", {duration(one['eta_s'])} left" if one["eta_s"] else ""
             rate = per_second(one["per_s_now"])
-            yield f"{name}: {one['done']} done, {one['to_come']} to come, {rate}{left}"
-    if run["phase"] == "train" and training:
-        yield f"train: {training['step']} of {training['steps']}"
+            yield name, one["done"], f"{one['done']} done, {one['to_come']} to come, {rate}{left}"
+    if phase == "train" and training:
+        yield phase, training["step"], f"{training['step']} of {training['steps']}"
+    elif phase not in ("", "data"):
+        yield phase, 0, "under way"

@@ -1,0 +1,196 @@
+"""What is told of a run while it goes on elsewhere, and of one that was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from infra.holder import holder
+from infra.storage import FolderStorage, StorageError
+from pipelines import gc, lines, live
+from pipelines.progress import Progress
+from pipelines.runner import prepare
+from pipelines.status import workflow_status
+
+TINY = str(Path(__file__).parent)
+
+
+def start(tiny, *arguments):
+    program = "from pipelines.cli import main; main()"
+    command = [sys.executable, "-c", program, arguments[0], str(tiny.path), *arguments[1:]]
+    surroundings = {**os.environ, "PYTHONPATH": TINY}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings
+    )
+
+
+def slow_run(tiny):
+    return start(
+        tiny, "run", "--until", "Write", "--in-process", "--set", "stages.Mark.seconds=0.3", "--set",
+        "source.count=12",
+    )  # fmt: skip
+
+
+def asked(tiny, *arguments):
+    """The object of `pv3d status --json`, in a process of its own."""
+    answer = start(tiny, "status", "--json", "--set", "source.count=12",
+                   "--set", "stages.Mark.seconds=0.3", *arguments)  # fmt: skip
+    out, err = answer.communicate(timeout=60)
+    assert answer.returncode == 0, err
+    (line,) = out.splitlines()
+    return json.loads(line), err
+
+
+def marked(tiny):
+    log = tiny.root / "calls.log"
+    return log.read_text().count("Mark ") if log.exists() else 0
+
+
+def until(true, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_status_in_another_process_sees_a_run_move_and_watches_it_to_its_end(tiny):
+    run = slow_run(tiny)
+    until(lambda: marked(tiny) >= 6 and live.read(tiny.store, 1).get("stages", {}).get("Mark"))
+    first, _ = asked(tiny)
+    seen = first["run"]
+    assert (seen["what"], seen["pid"], seen["alive"], seen["phase"]) == ("pv3d run", run.pid, True, "data")
+    assert seen["stages"]["Mark"]["per_s_now"] == pytest.approx(1 / 0.3, rel=0.5)
+    assert seen["stages"]["Mark"]["eta_s"] > 0
+    begun = time.monotonic()
+    last, told = asked(tiny, "--watch", "--every", "0.5", "--units", "rejected")
+    assert run.wait(30) == 0
+    assert time.monotonic() - begun > 1
+    assert (last["run"], last["stages"]["Write"]["ok"]) == (None, 24)
+    said = [line for line in told.splitlines() if " Mark: " in line]
+    done = [int(line.split(" Mark: ")[1].split()[0]) for line in said]
+    assert len(done) >= 2
+    assert done == sorted(set(done))
+    assert done[0] >= seen["stages"]["Mark"]["done"]
+    assert (last["units"], last["units_total"]) == ([], 24)
+    ended = live.read(tiny.store, 1)
+    assert (ended["ended"], ended["stages"]["Mark"]["done"]) == ("done", 24)
+
+
+def test_a_killed_run_is_told_as_what_shows_no_sign_of_life(tiny):
+    run = slow_run(tiny)
+    until(lambda: marked(tiny) >= 2)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    answer, text = workflow_status(tiny.load("source.count=12"))
+    assert answer["run"]["alive"] is False
+    beat = holder(tiny.store).beat
+    first = text.splitlines()[0]
+    assert first.startswith(f"pv3d run on {answer['run']['host']} (pid {run.pid}) since 20")
+    assert f"no sign of life since {beat}" in first
+    assert "time left" not in text
+    prepare(tiny.load(), in_process=True)
+    assert workflow_status(tiny.load())[0]["stages"]["Write"]["ok"] == 8
+
+
+def test_a_run_elsewhere_is_alive_for_as_long_as_its_lease_allows(tiny):
+    owner = {"what": "pv3d run", "host": "elsewhere", "pid": 1, "place": "another", "expires_s": 45.0}
+    tiny.store.write("lease/00000003.json", json.dumps(owner).encode())
+    assert holder(tiny.store).alive
+    path = tiny.store.path("lease/00000003.json")
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    assert not holder(tiny.store).alive
+    tiny.store.write("lease/00000003.beat.json", b'{"at": "now"}')
+    assert (holder(tiny.store).alive, holder(tiny.store).beat) == (True, "now")
+    tiny.store.write("lease/00000003.end.json", b"{}")
+    assert not holder(tiny.store).alive
+    assert workflow_status(tiny.load())[0]["run"] is None
+
+
+def test_a_store_that_takes_nothing_is_warned_of_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
+    class Full(FolderStorage):
+        puts = 0
+
+        def write(self, key, data):
+            self.puts += 1
+            raise StorageError("no room")
+
+    monkeypatch.setattr(live, "_FIRST_S", (0.01, 0.01, 0.01, 0.01))
+    store = Full(tmp_path)
+    with live.Live(store, 1):
+        until(lambda: store.puts >= 3)
+    assert [record.message for record in caplog.records] == [
+        "status cannot be told (no room); the run goes on"
+    ]
+
+
+def test_what_a_run_tells_is_small_and_seldom(tmp_path, monkeypatch):
+    puts = []
+
+    class Counted(FolderStorage):
+        def write(self, key, data):
+            puts.append((key, len(data)))
+
+    monkeypatch.setattr(live, "_FIRST_S", ())
+    monkeypatch.setattr(live, "EVERY_S", 0.2)
+    progress = Progress([f"Stage{number}" for number in range(12)])
+    with live.Live(Counted(tmp_path), 7) as told:
+        told.progress = progress
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.05:
+            for number in range(12):
+                progress.expect(f"Stage{number}")
+                progress.done(f"Stage{number}", state="ok")
+                progress.failed(f"Stage{number}", "unit", "crashed")
+    assert 2 <= len(puts) <= 6               # five, and the end
+    assert {key for key, _ in puts} == {"lease/00000007.progress.json"}
+    assert max(size for _, size in puts) < 8000
+
+
+def test_what_another_version_told_is_not_believed(tiny):
+    for said in (b"{", b"[]", b'{"schema": 99}'):
+        tiny.store.write(live.key_of(1), said)
+        assert live.read(tiny.store, 1) == {}
+
+
+def test_what_old_runs_told_goes_with_their_leases(tiny):
+    for number in (1, 2):
+        tiny.store.write(f"lease/{number:08d}.json", b"{}")
+        tiny.store.write(live.key_of(number), b"{}")
+    old = gc.find(tiny.load(), tiny.store, before_s=time.time() + 9).old
+    assert [entry.key for entry in old["leases"]] == ["lease/00000001.json", live.key_of(1)]
+
+
+def test_units_are_listed_as_asked_for_and_counted_all(tiny):
+    workflow = tiny.load("stages.Mark.drop=[v01-0,v02-1]")
+    prepare(workflow, in_process=True)
+    every, _ = workflow_status(workflow)
+    rejected, _ = workflow_status(workflow, "rejected")
+    three, _ = workflow_status(workflow, "3")
+    assert (len(every["units"]), len(three["units"])) == (8, 3)
+    assert {unit["clip"] for unit in rejected["units"]} == {"v01-0", "v02-1"}
+    assert every["units_total"] == rejected["units_total"] == three["units_total"] == 8
+    assert every["reasons"] == [{"state": "rejected", "stage": "Mark", "reason": "two faces", "count": 2}]
+
+
+def test_a_long_list_of_units_is_written_without_being_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_IN_MEMORY", 1 << 20)
+    units = lines.Lines()
+    tracemalloc.start()
+    for number in range(40_000):
+        units.append({"source": f"list/v{number:07d}.mp4", "clip": None, "state": "todo", "detail": "x" * 40})
+    with (tmp_path / "out").open("w") as file:
+        lines.write_json({"stages": {}, "units": units, "total": len(units)}, file)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 2 << 20                    # 5 MB were written
+    (line,) = (tmp_path / "out").read_text().splitlines()
+    found = json.loads(line)
+    assert (found["total"], len(found["units"])) == (40_000, 40_000)
+    assert found["units"][-1]["source"] == "list/v0039999.mp4"
