@@ -87,7 +87,7 @@ def test_a_full_segment_stays_where_it_is_between_small_ones(store, monkeypatch)
     assert segments(store)[1] == full
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -100,7 +100,7 @@ class Dying(FolderStorage):
 
     def _change(self):
         if not self.left:
-            raise Stopped
+            raise StoppedError
         self.left -= 1
 
     def write(self, key, data):
@@ -116,7 +116,7 @@ class Dying(FolderStorage):
 def test_wherever_it_stops_the_ledger_says_the_same_and_the_next_one_ends_it(store, at):
     write(store, range(10))
     before = contents(store)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         compact(Ledger(Dying(store.root, at)), ["S"])
     assert contents(store) == before
     compact(Ledger(store), ["S"], least=0)
