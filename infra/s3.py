@@ -37,9 +37,18 @@ from infra.storage import Entry, Storage, StorageError, check_key
 
 T = TypeVar("T")
 
-# Told to log everything, these would log headers, and with them session tokens.
-for _name in ("boto3", "botocore", "s3transfer", "urllib3"):
+for _name in ("boto3", "botocore", "s3transfer"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("urllib3").setLevel(logging.ERROR)     # half an answer is our concern: `check_whole`
+
+
+def _no_secret(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+# Whoever asks botocore for everything would get headers with session tokens, and answers that hold keys.
+for _name in ("botocore.auth", "botocore.endpoint", "botocore.parsers"):
+    logging.getLogger(_name).addFilter(_no_secret)
 
 _PART_BYTES = 16 << 20                       # larger objects go up in parts of this size
 _TRANSFER = TransferConfig(_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)

@@ -87,7 +87,10 @@ def reason_of(error: Exception) -> str:
     """In some words, without a password that an address may hold."""
     if isinstance(error, ResponseParserError):
         return "half an answer"
-    return code_of(error) or re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()).rstrip("."))[:300]
+    text = " ".join(str(error).split()).rstrip(".")
+    if "Failed to parse" in text:            # urllib3 cites a part of it, which may hold a password
+        return "the address of the server, or of a proxy, cannot be read"
+    return code_of(error) or re.sub(r"//\S*@", "//", text)[:300]
 
 
 def cure_of(error: Exception) -> str:

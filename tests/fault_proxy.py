@@ -22,15 +22,15 @@ class FaultProxy:
     """Listens at `endpoint` and passes requests on to `target`. A context manager.
 
     Of all requests a share of `rate` fails, by a generator of this `seed`. `script` fails the next requests,
-    one fault each ("" for none; a number is a status that the server is not asked for). `asked` are methods
-    and paths of all requests; `sent` counts bytes of what was read, by path.
+    one fault each ("" for none; a number is a status that the server is not asked for). `asked` are methods,
+    paths and headers (small letters) of all requests; `sent` counts bytes of what was read, by path.
     """
 
     def __init__(self, target: str, rate: float = 0.0, seed: int = 0) -> None:
         self.rate = rate
         self.script: deque[str] = deque()
         self.faults: Counter[str] = Counter()
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.sent: Counter[str] = Counter()
         self.requests = 0
         self._target = urlsplit(target).netloc
@@ -102,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.owner.asked.append((self.command, self.path))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.owner.asked.append((self.command, self.path, headers))
         fault = self.owner.fault()
         if fault == "reset":
             return self._reset()

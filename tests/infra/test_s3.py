@@ -11,17 +11,20 @@ import logging
 import os
 import threading
 import time
+import traceback
 import uuid
 
 import boto3
 import pytest
 from fault_proxy import FAULTS, FaultProxy
 
+from infra import s3_errors
 from infra.storage import StorageError, open_storage
 
 pytest.importorskip("moto.server")
 
 real = pytest.mark.s3
+SHY = ("boto3", "botocore", "s3transfer", "urllib3")
 
 
 @pytest.fixture
@@ -287,13 +290,77 @@ def test_a_full_disk_here_is_told_from_a_fault_of_the_server(direct, monkeypatch
 
 
 def test_no_log_holds_a_secret_even_when_all_is_logged(direct, caplog, monkeypatch):
+    """Also when somebody asks the libraries for everything, by the names of their loggers."""
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-this-hour")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-this-hour")
-    caplog.set_level(logging.DEBUG)
+    for name in ("", *SHY, *(name for name in logging.root.manager.loggerDict if name.startswith(SHY))):
+        caplog.set_level(logging.DEBUG, name or None)
     with contextlib.suppress(StorageError):  # the real one knows no such secret
         open_storage(direct.root, **direct.s3).check_writable()
+    assert {name.partition(".")[0] for name, *_ in caplog.record_tuples} >= {"botocore", "urllib3"}
     assert "of-this-hour" not in caplog.text
     assert "Credential=" not in caplog.text
+    assert "Signature" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("place", "password"),
+    [("AWS_ENDPOINT_URL", "hunter2"), ("HTTP_PROXY", "hunter2"), ("HTTP_PROXY", "hunter2/with@signs")],
+)
+def test_no_message_and_no_traceback_holds_a_password_of_an_address(no_aws, monkeypatch, place, password):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-nobody")
+    monkeypatch.setenv(place, f"http://user:{password}@127.0.0.1:1")
+    endpoint = "http://nowhere.invalid" if place == "HTTP_PROXY" else None
+    try:
+        open_storage("s3://pv3d-test/x", endpoint=endpoint, patience_s=0.0).check_writable()
+    except StorageError:
+        said = traceback.format_exc()
+    assert "hunter2" not in said
+    assert "with@signs" not in said
+    assert "secret-of-nobody" not in said
+
+
+def test_requests_are_addressed_signed_and_encrypted_as_the_settings_say(proxy, root, tmp_path):
+    """What the server is sent, also of an object in parts."""
+    how = {"addressing": "path", "endpoint": proxy.endpoint, "region": "eu-west-3"}
+    store = open_storage(root, encryption="aws:kms", kms_key="key-7", patience_s=0.0, **how)
+    (tmp_path / "f").write_bytes(bytes(17 << 20))
+    for call in (lambda: store.write("w", b""), lambda: store.create("c", b""),
+                 lambda: store.upload("u", tmp_path / "f")):  # fmt: skip
+        proxy.script.extend(["403"] * 9)     # whether the server would take it is another question
+        with pytest.raises(StorageError, match="permit"):
+            call()
+    begun = [headers for method, path, headers in proxy.asked if method == "PUT" or "?uploads" in path]
+    assert len(begun) == 3
+    for headers in begun:
+        assert headers["x-amz-server-side-encryption"] == "aws:kms"
+        assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-7"
+        assert "/eu-west-3/s3/aws4_request" in headers["authorization"]
+    assert {path.rpartition("/")[0] for _, path, _ in proxy.asked} == {f"/{root.removeprefix('s3://')}"}
+    hosts = {}
+    for addressing in ("path", "virtual"):
+        one = open_storage("s3://faces/x", endpoint="https://s3.local", addressing=addressing)
+        what = {"Bucket": one.bucket, "Key": "x/k"}
+        hosts[addressing] = one._client.generate_presigned_url("get_object", what)
+    assert hosts["path"].startswith("https://s3.local/faces/x/k?")
+    assert hosts["virtual"].startswith("https://faces.s3.local/x/k?")
+
+
+def test_pauses_between_tries_grow_and_are_random(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(s3_errors.time, "sleep", pauses.append)
+    tries = []
+    for _ in range(40):
+        pauses.clear()
+        waiting = s3_errors.Waiting("x", 1000.0)
+        assert all(waiting.pause(ConnectionError()) for _ in range(8))
+        tries.append(list(pauses))
+    for number, found in enumerate(zip(*tries, strict=True)):
+        most = min(10.0, 0.2 * 2**number)
+        assert 0 <= min(found) < 0.4 * most
+        assert 0.6 * most < max(found) <= most
+        assert len(set(found)) == len(found)
 
 
 # --- copies that the processes of a machine share
