@@ -21,8 +21,8 @@ def clips_of(work: Work, ledger: Ledger) -> list[Clip]:
     """The clips that a work's stages get, in the order of its refs. Raises LostSegmentError."""
     stage = work.pool.steps[0].stage
     found: dict[str, Clip] = {}
-    for ref in in_storage_order(work.refs):
-        clip = ledger.load(ref, stage.reads if is_light(stage) else None)
+    refs = in_storage_order(work.refs)
+    for ref, clip in zip(refs, ledger.clips(refs, stage.reads if is_light(stage) else None), strict=True):
         found[ref.id] = light(clip, stage.reads) if is_light(stage) else clip
     return [found[ref.id] for ref in work.refs]
 

@@ -52,9 +52,9 @@ log = logging.getLogger(__name__)
 BATCH_UNITS = 256
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 5.0
-BLOCK_BYTES = 256 << 10                      # clips are read by blocks of so many
-BLOCKS = 128                                 # that are kept
-READERS = 8                                  # segments that are fetched at once from a store far away
+BLOCK_BYTES = 64 << 10                       # clips are read by blocks of so many
+BLOCKS = 512                                 # that are kept
+READERS = 8                                  # objects that are fetched at once from a store far away
 LISTINGS = 5                                 # while segments vanish, as somebody merges them
 
 
@@ -141,6 +141,34 @@ class Ledger:
         except (FileNotFoundError, *DAMAGED) as error:
             raise self._is_lost(ref.segment, error) from error
 
+    def clips(self, refs: Sequence[Ref], arrays: Collection[str] | None = None) -> Iterator[Clip]:
+        """`load` of each; from a store far away what lies apart is fetched at once."""
+        for start in range(0, len(refs), 8 * READERS):
+            page = refs[start : start + 8 * READERS]
+            if not isinstance(self.store, FolderStorage):
+                self._fetch_blocks(page, with_arrays=arrays != ())
+            for ref in page:
+                yield self.load(ref, arrays)
+
+    def _fetch_blocks(self, refs: Sequence[Ref], *, with_arrays: bool) -> None:
+        """The first blocks of each; whoever reads on reads the others. What cannot be had is told then."""
+        wanted: dict[tuple[str, int], tuple[int, int]] = {}
+        for ref in refs:
+            if ref.clip is None and ref.at is not None:
+                for start in (ref.at[0], ref.at[3])[: 1 + with_arrays]:
+                    place = (ref.segment, start // BLOCK_BYTES)
+                    if place not in self._blocks:
+                        with contextlib.suppress(LookupError):
+                            wanted[place] = self._range(*place)
+        with ThreadPoolExecutor(READERS) as threads:
+            jobs = {
+                place: threads.submit(self.store.read_range, _arrays_of(place[0]), *at)
+                for place, at in wanted.items() if at[1] > 0
+            }  # fmt: skip
+        for place, job in jobs.items():
+            if not isinstance(job.exception(), (FileNotFoundError, EOFError)):
+                self._keep(place, job.result())
+
     def values(self, ref: Ref) -> bytes:
         """The line of a written clip: see `pipelines.segments.unpack`. Raises LostSegmentError."""
         try:
@@ -167,15 +195,22 @@ class Ledger:
     def _block(self, segment: str, number: int) -> bytes:
         place = (segment, number)
         if place not in self._blocks:
-            self._load(segment.split("/")[1])
-            start = number * BLOCK_BYTES
-            length = min(BLOCK_BYTES, self._index.segment(segment).arrays - start)
-            data = self.store.read_range(_arrays_of(segment), start, length) if length > 0 else b""
-            while len(self._blocks) >= BLOCKS:
-                self._blocks.popitem(last=False)
-            self._blocks[place] = data
+            start, length = self._range(segment, number)
+            held = self.store.read_range(_arrays_of(segment), start, length) if length > 0 else b""
+            self._keep(place, held)
         self._blocks.move_to_end(place)
         return self._blocks[place]
+
+    def _range(self, segment: str, number: int) -> tuple[int, int]:
+        """(start, length) of a block."""
+        self._load(segment.split("/")[1])
+        start = number * BLOCK_BYTES
+        return start, min(BLOCK_BYTES, self._index.segment(segment).arrays - start)
+
+    def _keep(self, place: tuple[str, int], block: bytes) -> None:
+        while len(self._blocks) >= BLOCKS:
+            self._blocks.popitem(last=False)
+        self._blocks[place] = block
 
     # --- from the store ----------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from stages.clip import Clip
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 At = tuple[int, int, int, int]               # of a clip in the .npz of its segment: see `pipelines.segments`
 
 
@@ -73,7 +75,7 @@ def to_line(record: Record) -> str:
         values["attempts"] = record.attempts
     if record.outputs:
         values["outputs"] = [_output(out) for out in record.outputs]
-    return json.dumps(values, separators=(",", ":"))
+    return _encode(values)
 
 
 def _output(out: Output) -> dict[str, Any]:

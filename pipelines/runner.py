@@ -359,10 +359,12 @@ class _Run:
             return []
         kept: list[Ref] = []
         pieces = {ref.id: piece for ref, piece in zip(work.refs, outcome.pieces, strict=True)}
-        for ref in in_storage_order(work.refs):
+        refs = in_storage_order(work.refs)
+        whole = self.ledger.clips(refs) if is_light(step.stage) else None
+        for ref in refs:
             piece = pieces[ref.id]
-            if is_light(step.stage):
-                restore(piece, self.ledger.load(ref), step.stage.writes)
+            if whole is not None:
+                restore(piece, next(whole), step.stage.writes)
             record = Record(
                 piece.unit, ref.source, step.key, ref.digest, piece.state, piece.reason, piece.detail,
                 work.attempts, piece.seconds, piece.outputs, group, members,

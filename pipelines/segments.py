@@ -29,6 +29,7 @@ from stages.clip import Array, Clip
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _ALIGNED = 16                                # bytes: arrays begin at multiples
 
 # What reading a segment raises that is not as it was written.
@@ -86,7 +87,7 @@ def encode(clip: Clip) -> tuple[bytes, bytes]:
         told[name] = [array.dtype.str, array.shape, len(held), zlib.crc32(data)]
         held += data
         held += bytes(-len(held) % _ALIGNED)
-    return json.dumps({"values": values, "arrays": told}, separators=(",", ":")).encode(), bytes(held)
+    return _encode({"values": values, "arrays": told}).encode(), bytes(held)
 
 
 def unpack(line: bytes, arrays_of: Bytes, wanted: Collection[str] | None = None) -> Clip:

@@ -163,6 +163,8 @@ class _Video:
 
     def same(self, span: Span) -> str:
         """The part that shows the same as `span`, or empty."""
+        if not self._parts:
+            return ""
         minutes = self._of(span)
         candidates = self._parts
         if len(self._parts) >= FEW and minutes is not None:

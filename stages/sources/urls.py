@@ -25,6 +25,8 @@ from stages.sources.lists import Span, number
 
 KNOWN = ("url", "start", "end", "box", "identity", "licence", "split")
 Row = dict[str, Any]
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode_sorted = json.JSONEncoder(sort_keys=True).encode
 
 
 class _Rows:
@@ -89,7 +91,7 @@ class Urls(Source):
                 if not url:
                     raise Drop("bad row", "the url is empty")
                 identity = lists.source_id(url)
-                rows.add(identity, url, json.dumps(self._span(row), separators=(",", ":")))
+                rows.add(identity, url, _encode(self._span(row)))
             except Drop as drop:
                 rows.fault(line, drop)
         for line, reason, detail in rows.faults():       # none before the whole file is known to be a list
@@ -122,7 +124,7 @@ class Urls(Source):
             span |= {"boxes": [[0.0, *_box(row["box"])]], "box_unit": "frame"}
         span |= {column: _text(row, column) for column in ("identity", "split") if _text(row, column)}
         rest = {k: v for k, v in row.items() if k not in KNOWN and v not in (None, "")}
-        return {**span, "row_sha1": lists.row_sha1(json.dumps(row, sort_keys=True)), "row": rest}
+        return {**span, "row_sha1": lists.row_sha1(_encode_sorted(row)), "row": rest}
 
 
 def _check(row: Row) -> None:
