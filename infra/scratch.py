@@ -59,7 +59,7 @@ class Shelf(Generic[T]):
 
     def __init__(self, made: Callable[[], T], write: Callable[[T], str], read: Callable[[str], T]) -> None:
         self._db = temporary_database(2 * CACHE_KB)
-        self._db.execute("CREATE TABLE shelf (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE shelf (name BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self._held: OrderedDict[str, T] = OrderedDict()
         self._made, self._write, self._read = made, write, read
 
@@ -67,13 +67,18 @@ class Shelf(Generic[T]):
         """The value; what is changed in it is kept."""
         value = self._held.get(name)
         if value is None:
-            row = self._db.execute("SELECT value FROM shelf WHERE name = ?", (name,)).fetchone()
+            row = self._db.execute("SELECT value FROM shelf WHERE name = ?", (_bytes(name),)).fetchone()
             value = self._made() if row is None else self._read(row[0])
             self._held[name] = value
             if len(self._held) > HELD + _BATCH:
                 gone = [self._held.popitem(last=False) for _ in range(_BATCH)]
-                rows = [(name, self._write(value)) for name, value in gone]
+                rows = [(_bytes(name), self._write(value)) for name, value in gone]
                 put_all(self._db, "INSERT OR REPLACE INTO shelf VALUES (?, ?)", rows)
         else:
             self._held.move_to_end(name)
         return value
+
+
+def _bytes(name: str) -> bytes:
+    """Of any name, also of a file's that is no text."""
+    return name.encode(errors="surrogatepass")
