@@ -21,6 +21,7 @@ from pipelines.segments import DAMAGED, arrays_bytes, checked, write_packed
 log = logging.getLogger(__name__)
 
 MERGED_UNITS = 4096                          # most records of a merged segment
+SMALL_UNITS = 128                            # a segment of more is no small one
 MERGED_BYTES = 16 << 20                      # most bytes of its arrays
 LEAST = 8                                    # segments that are worth it
 
@@ -46,7 +47,7 @@ def _runs(segments: Iterable[tuple[Segment, int]]) -> Iterator[list[Segment]]:
     units = size = 0
     for segment, live in segments:
         share = segment.arrays * live // max(segment.rows, 1)
-        small = live <= MERGED_UNITS // 8 and share <= MERGED_BYTES // 4
+        small = live <= SMALL_UNITS and share <= MERGED_BYTES // 4
         if run and (not small or units + live > MERGED_UNITS or size + share > MERGED_BYTES):
             yield run
             run, units, size = [], 0, 0
@@ -67,7 +68,7 @@ def _merge(ledger: Ledger, stage: str, run: list[Segment]) -> bool:
                 records.append(record)
                 rows.extend(_clips(data, record))
     except (FileNotFoundError, *DAMAGED) as error:
-        log.warning("ledger: %s cannot be merged (%s)", segment.key, error)
+        log.warning("ledger: %s and what follows cannot be merged (%s)", run[0].key, error)
         return False
     if records:
         names = hashlib.sha256("\n".join(segment.key for segment in run).encode()).hexdigest()[:12]

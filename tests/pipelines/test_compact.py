@@ -71,7 +71,7 @@ def test_what_comes_after_a_merged_segment_wins_over_it(store):
 
 
 def test_a_full_segment_stays_where_it_is_between_small_ones(store, monkeypatch):
-    monkeypatch.setattr(compact_file, "MERGED_UNITS", 80)
+    monkeypatch.setattr(compact_file, "SMALL_UNITS", 10)
     write(store, range(10))
     ledger = Ledger(store)
     for number in range(100, 120):
