@@ -242,6 +242,17 @@ def generate(
     return {"files": names}, "\n".join(names)
 
 
+@main.command(epilog="Example: pv3d replay --profile demo")
+@takes_workflow
+@click.option("--run", metavar="NAME", help="Of a training, below train/; that of the workflow unless given.")
+@answers
+def replay(workflow: Any, run: str | None) -> Answer:
+    """Do the update again at which a training stopped for a number that was not finite."""
+    from pipelines.replay import replay as again
+
+    return again(workflow, run)
+
+
 @main.command("import", epilog="Example: pv3d import model_300000.ckpt --out voxceleb")
 @click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")

@@ -62,10 +62,11 @@ def work(job: Job) -> None:
     nets = Networks(job.variant, device, bfloat16=settings.precision == "bfloat16")
 
     # --- resume: worker 0 chooses the checkpoint, all load it
-    newest = checkpoints.latest(store, job.checkpoints) if rank == 0 else None
+    newest = checkpoints.latest(store, job.checkpoints) if rank == 0 and not job.replay else None
     start = from_first_worker(newest.step if newest else 0, device)
     found = checkpoints.open_checkpoint(store, f"{job.checkpoints}/{start:08d}") if start else None
-    first = found or (checkpoints.open_checkpoint(store, job.init.key) if job.init else None)
+    origin = job.replay or job.init
+    first = found or (checkpoints.open_checkpoint(store, origin.key) if origin else None)
     nets.start(first, videos=len(loader.videos), zero=settings.zero_stage, parts=settings.accumulate)
     g, d_img, d_vid = nets.g, nets.d_img, nets.d_vid
     record = Recorder(job, dataset, rank, found)
@@ -81,11 +82,11 @@ def work(job: Job) -> None:
         mine.random = steps.video_generators(settings.seed, step, phase, loader.videos)
         return nets.to_device(mine)
 
-    step = start
+    step = start = job.replay.step if job.replay else start
     try:
         for step, batch in enumerate(record.waiting(loader.ahead(start, settings.steps)), start):
             # --- schedules and real frames
-            samples, phases = job.seen(step), steps.phases(step, recipe)
+            samples, phases = job.seen(step), job.phases(step)
             blur = steps.blur_sigma(samples, recipe)
             resolution = steps.rendering_resolution(samples, recipe, config.rendering.resolution)
             record.add({"blur_sigma": blur, "rendering_resolution": resolution})
@@ -93,9 +94,11 @@ def work(job: Job) -> None:
             real = losses.real_sample(images, times, cameras, resolution)
 
             # --- G-main; the discriminators are frozen, as every network is outside of its own update
-            with record.phase("generator_main"):
-                drawn = inputs("generator_main")
-                record.add(g.update(losses.generator_main_loss, d_img, d_vid, drawn, recipe, blur_sigma=blur))
+            if "generator_main" in phases:
+                with record.phase("generator_main"):
+                    drawn = inputs("generator_main")
+                    terms = g.update(losses.generator_main_loss, d_img, d_vid, drawn, recipe, blur_sigma=blur)
+                    record.add(terms)
 
             # --- G-reg, lazily: density
             if "generator_reg" in phases:
@@ -104,13 +107,13 @@ def work(job: Job) -> None:
                     record.add(g.update(losses.density_regularization, drawn, recipe, label="G_reg"))
 
             # --- D-main
-            with record.phase("discriminator_main"):
-                fake = nets.fakes(inputs("discriminator_main"))
-                for d in nets.discriminators:
-                    with record.logits(d.network, d.name):
-                        record.add(
-                            d.update(losses.discriminator_main_loss, fake, real, recipe, blur_sigma=blur)
-                        )
+            if "discriminator_main" in phases:
+                with record.phase("discriminator_main"):
+                    fake = nets.fakes(inputs("discriminator_main"))
+                    for d in nets.discriminators:
+                        with record.logits(d.network, d.name):
+                            loss = losses.discriminator_main_loss
+                            record.add(d.update(loss, fake, real, recipe, blur_sigma=blur))
 
             # --- D-reg, lazily: R1, whose double backward stays inside the engine's forward
             if "discriminator_reg" in phases:
@@ -134,10 +137,9 @@ def work(job: Job) -> None:
                     record.checkpoint(done, nets.state())
         record.close()
     except NonFiniteError as error:
-        record.stopped(
-            f"training stopped before update {step + 1}: {error}; the last checkpoint is kept: go on from it "
-            "with a lower learning rate or a higher r1_gamma"
-        )
+        if job.replay:
+            raise
+        record.stopped(step, error, nets.state())
     finally:
         loader.close()
 

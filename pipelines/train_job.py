@@ -29,6 +29,15 @@ class Init:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """An update that stopped for a number that was not finite, to be done again from there."""
+
+    key: str  # of the dump in the store: the state in which the phase began
+    step: int
+    phase: str
+
+
+@dataclass(frozen=True)
 class Job:
     """What a worker needs to know. Small: it travels to every one of them."""
 
@@ -37,6 +46,7 @@ class Job:
     dataset: str  # version
     gpu: bool = False
     init: Init | None = None
+    replay: Replay | None = None
 
     @property
     def store(self) -> Storage:
@@ -71,6 +81,15 @@ class Job:
         """Videos seen before update `step`, those of the weights that it started from included."""
         return (self.init.samples if self.init else 0) + step * self.variant.recipe.batch
 
+    def phases(self, step: int) -> list[str]:
+        """Those of update `step`; in a replay those from the one that stopped."""
+        from model.steps import PHASES, phases
+
+        found: list[str] = list(phases(step, self.variant.recipe))
+        order: list[str] = list(PHASES)
+        first = order.index(self.replay.phase) if self.replay else 0
+        return [phase for phase in found if order.index(phase) >= first]
+
     @property
     def run(self) -> str:
         return f"train/{self.name}"
@@ -98,6 +117,11 @@ class Job:
     @property
     def progress(self) -> str:
         return f"{self.run}/progress.json"
+
+    @property
+    def dumps(self) -> str:
+        """Where the state of an update that was not finite is kept."""
+        return f"{self.run}/stopped"
 
     def tell_damaged(self, clip: Sample, reason: str) -> None:
         """Note in the store that a clip cannot be read."""

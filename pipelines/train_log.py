@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,8 @@ class Recorder:
     def __init__(self, job: Job, dataset: Dataset, rank: int, found: Checkpoint | None) -> None:
         """`found`: the checkpoint that the training goes on from."""
         self.job, self.settings, self.store = job, job.settings, job.store
-        self.writes = rank == 0
+        self.writes = rank == 0 and job.replay is None
+        self.now = ""  # the phase under way, or the last one
         start = self.start = found.step if found else 0
         self.begun = time.monotonic()
         self.changes = changes(found, job) if found else []
@@ -74,6 +76,7 @@ class Recorder:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure a phase of the update, in seconds."""
+        self.now = name
         before = time.perf_counter()
         yield
         if self.job.gpu:
@@ -177,9 +180,22 @@ class Recorder:
             self._mlflow.status(status)
             self._mlflow.close(CLOSE_S)
 
-    def stopped(self, reason: str) -> None:
-        """Leave word for the driver that going on makes no sense."""
+    def stopped(self, step: int, error: Exception, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep the state in which update `step` (from 0) stopped, and leave word for the driver that going on
+        makes no sense."""
         if self.writes:
+            job = self.job
+            card = {
+                "variant": to_dict(job.variant), "settings": job.settings.model_dump(mode="json"),
+                "dataset": job.dataset, "phase": self.now, "error": str(error),
+                "init": asdict(job.init) if job.init else None,
+            }  # fmt: skip
+            dump = checkpoints.save(self.store, job.dumps, step, files, card, keep=1)
+            reason = (
+                f"training stopped before update {step + 1}: {error}; the last checkpoint is kept: go on "
+                f"from it with train.name={job.name} and, under train.recipe, a lower learning rate or a "
+                f"higher r1_gamma; `pv3d replay` does the update again, from {dump.key}"
+            )
             self.store.write(self.job.stopped, json.dumps({"reason": reason}).encode())
         self.close("FAILED")
 

@@ -306,6 +306,17 @@ def test_stops_before_a_loss_that_is_not_finite_reaches_the_weights(results: Pat
 
 
 @pytest.mark.slow
+def test_an_update_that_was_not_finite_is_done_again_alone(data: Path, results: Path) -> None:
+    again = subprocess.run(
+        [sys.executable, __file__, "replay", str(results / "broken")], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(data)},
+        check=True,
+    )  # fmt: skip
+    told = "update 1, discriminator_reg: again, the gradient of D_img_reg is not finite"
+    assert again.stdout.splitlines()[-1] == told
+
+
+@pytest.mark.slow
 def test_the_averaged_generator_loads_back(results: Path) -> None:
     from pipelines.checkpoints import load_generator, newest_checkpoint, run_id
 
@@ -444,9 +455,13 @@ def test_no_shards_is_one_clear_line(tmp_path: Path) -> None:
 if __name__ == "__main__":
     import torch
 
+    from pipelines.replay import replay
     from pipelines.train import work
     from pipelines.train_init import prepare_init
 
+    if sys.argv[1] == "replay":
+        print(replay(workflow(Path(sys.argv[2]), variant="small_variant:broken"))[1])
+        sys.exit()
     for given in json.loads(sys.argv[1]):
         storage = StorageSettings(**given["storage"])
         store, training = FolderStorage(storage.root), TrainSettings(**given["settings"])
