@@ -11,7 +11,7 @@ import os
 import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,7 +180,25 @@ def require(name: str) -> Path:
     return path
 
 
+def require_all(names: Sequence[str]) -> None:
+    """Look for all of them at once. Raises WeightsError naming those that are missing; reads none."""
+    missing = [name for name in dict.fromkeys(names) if find(name) is None]
+    if not missing:
+        return
+    known = {file.name: file for file in FILES}
+    told = [f"{known[n].file} ({_cure(known[n])})" if n in known else f"{n} (put it there)" for n in missing]
+    looked = dict.fromkeys(str(folder) for n in missing for folder in _places(n))
+    what = "file" if len(missing) == 1 else "files"
+    raise WeightsError(f"weights {what} missing in {' and '.join(looked)}: {', '.join(told)}")
+
+
+def _places(name: str) -> list[Path]:
+    return next((places(known) for known in FILES if name in (known.name, known.file)), folders())
+
+
 def _cure(known: WeightFile) -> str:
+    if known.package:
+        return f"from {known.source}"
     if known.torch_hub:
         return f"get it there from {known.url} ({known.licence}); nothing is downloaded unasked"
     if known.url and known.sha256:

@@ -8,6 +8,7 @@ Units stream from pool to pool through bounded windows; a group stage waits unti
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,6 +27,7 @@ from pipelines.progress import Progress
 from pipelines.spool import Spool
 from pipelines.stage_keys import remember
 from pipelines.videos import Videos
+from pipelines.weights import check_steps
 from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage, Stage
 from stages.takedown import TAKEN_DOWN
@@ -64,6 +66,9 @@ def prepare(
     ledger = Ledger(store)
 
     def start() -> Executor:
+        first = next((i for i, step in enumerate(steps) if progress.counts[step.name].known), 0)
+        if in_process or not (ray_address or os.environ.get("RAY_ADDRESS")):
+            check_steps(steps[first:])       # before a Ray starts; nodes of a cluster have files of their own
         if in_process:
             return InProcess(store, ledger)
         from pipelines.metrics import to_do_gauge, unit_counter

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra import weights
 from infra.weights import find as find_weights
 
-__all__ = ["fetch", "find_weights", "table", "verify"]
+if TYPE_CHECKING:
+    from pipelines.workflow import Step
+
+__all__ = ["check_steps", "fetch", "find_weights", "table", "verify"]
 
 Answer = tuple[dict[str, Any], str]
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Raise WeightsError, naming all weight files that stages ask for and that are not on this machine."""
+    from stages.backends import weight_files
+
+    weights.require_all([name for step in steps for name in weight_files(step.stage)])
 
 
 def table() -> Answer:

@@ -119,6 +119,24 @@ def similarity(
     return within.astype(np.float64), 0.5
 
 
+# Files that a backend cannot do without: asked for before workers start, where importing it would take long.
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "stages.backends.dlib:DlibFaces": ("dlib-landmarks",),
+    "stages.backends.dlib:DlibIdentity": ("dlib-identity",),
+    "stages.backends.yunet:YuNet": ("yunet",),
+    "stages.backends.mediapipe:MediaPipeFaces": ("yunet", "mediapipe", "canonical-face"),
+    "stages.backends.fan:FanFaces": ("yunet", "fan"),
+    "stages.backends.mobilefacenet:MobileFaceNet": ("mobilefacenet",),
+    "deep3d": ("deep3d",),                   # of `stages.cameras:FitCameras`
+}
+
+
+def weight_files(stage: object) -> list[str]:
+    """Names of the weight files that the settings of a stage, `backend` and `weights`, ask for."""
+    own = str(getattr(stage, "weights", ""))
+    return [*WEIGHTS.get(str(getattr(stage, "backend", "")), ()), *([own] if own else [])]
+
+
 FACE, IDENTITY = ("start", "detect", "landmarks", "box"), ("embed",)       # methods of the interfaces
 
 

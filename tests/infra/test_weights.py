@@ -1,5 +1,7 @@
 import hashlib
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +98,38 @@ def test_what_a_library_reads_from_torch_s_cache_is_looked_for_and_put_there(fol
     path = weights.fetch("fan", sha256)
     assert path == folders / "torch" / "hub" / "checkpoints" / known.file
     assert weights.find("fan") == path
+
+
+def test_all_that_are_missing_are_named_at_once(folders):
+    own = folders / "own"
+    (own / "mine.onnx").write_bytes(b"")
+    weights.require_all(["mine.onnx", "dlib-identity"])
+    with pytest.raises(WeightsError) as error:
+        weights.require_all(["yunet", "mine.onnx", "fan", "other.onnx", "yunet"])
+    text = str(error.value)
+    assert text.startswith("weights files missing in ")
+    assert "yunet_n_dynamic.onnx (`pv3d weights fetch yunet` brings it" in text
+    assert "2DFAN4-11f355bf06.pth.tar (get it there from https" in text
+    assert "other.onnx (put it there)" in text
+    assert text.count("yunet_n") == 1
+    assert "mine.onnx" not in text
+    assert "\n" not in text
+
+
+def test_every_file_that_a_backend_asks_for_is_looked_for_before_workers_start():
+    from stages import backends
+
+    folder = Path(backends.__file__).parent
+    table: dict[str, set[str]] = {}
+    for path, names in backends.WEIGHTS.items():
+        assert {weights.entry(name).name for name in names} == set(names)
+        module = path.partition(":")[0].rpartition(".")[2]
+        table.setdefault(module, set()).update(names)
+    for module, names in table.items():
+        source = (folder / f"{module}.py").read_text()
+        asked = set(re.findall(r"weights\.require\(\"([\w-]+)\"\)", source))
+        asked |= {known.name for known in weights.FILES if known.package and known.file in source}
+        asked |= {"yunet"} if "import YuNet" in source else set()
+        assert asked == names, module
+    asking = {file.stem for file in folder.glob("*.py") if "weights.require(" in file.read_text()}
+    assert asking <= set(table)
