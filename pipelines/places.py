@@ -105,15 +105,17 @@ class Places:
                     free[worker.node][key] = free[worker.node].get(key, 0.0) - value
         return any(_times(node, need) for node in free.values())
 
-    def spare(self, needy: Pool, blocked: Collection[Pool]) -> list[Worker] | None:
+    def spare(self, needy: Pool, blocked: Collection[Pool], asked: bool = False) -> list[Worker] | None:
         """Idle workers that make room for the needy pool: of pools that are `blocked`, and all but one of the
-        others. None when even all of them would not do, so that none ends for nothing."""
+        others. None when even all of them would not do, so that none ends for nothing. `asked`: the worker
+        is among ours already, and waits for a place."""
+        enough = self.placeable if asked else self.fits
         spare: list[Worker] = []
         for worker in self.workers:
             left = sum(other.pool is worker.pool and other not in spare for other in self.workers)
             if worker.pool is not needy and worker.idle and (left > 1 or worker.pool in blocked):
                 spare.append(worker)
-                if self.fits(needy, without=spare):
+                if enough(needy, spare):
                     return spare
         return None
 

@@ -161,10 +161,11 @@ class OnRay:
                 self._end(worker)
 
     def _make_way(self, pools: list[Pool]) -> None:
-        """Idle actors, each on a part of a node, may leave no node that has room for a larger need."""
+        """Idle actors may leave no node with room for what was asked for: each takes a part of one, or nodes
+        went."""
         blocked = [pool for pool in pools if not self._may_run(pool)]
         for worker in self.places.unplaced():
-            for other in self.places.spare(worker.pool, blocked) or []:
+            for other in self.places.spare(worker.pool, blocked, asked=True) or []:
                 self._end(other)
 
     def _quiet(self, pools: list[Pool]) -> bool:
