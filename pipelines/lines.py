@@ -18,6 +18,9 @@ class Lines:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, mode="w+", encoding="utf-8", prefix="pv3d-")  # noqa: SIM115
         self._count = 0
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def __len__(self) -> int:
         return self._count
 
