@@ -127,7 +127,7 @@ def _pictures(
         progress.done(PICTURES)
         progress.tick()
 
-    album = sheets.Album(store, tick=drawn)
+    album = sheets.Album(store, sheets.PICTURE_BYTES, sheets.PICTURE_SECONDS, drawn)
     shown = found.figures.items()[: sheets.KEPT_SHOWN]
     wanted = sheets.posed(seen, shown)
     progress.expect(PICTURES, len(wanted) + len(shown) + sheets.pictures_of(found))

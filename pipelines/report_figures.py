@@ -65,12 +65,13 @@ def measure(ledger: Ledger, refs: list[Ref], aggregate: str, tick: Callable[[], 
         if clip.width and clip.height:
             seen.sizes[clip.source] = (clip.width, clip.height)
             seen.files[clip.source] = clip.video
+        if clip.padded_fraction:
+            _extreme(seen, "most made up", clip.padded_fraction, ref, clip.frame_count // 2)
         _faces(seen, ref, clip)
         _angles(seen, ref, clip)
         if clip.verification:
             seen.scores.append(score(clip, aggregate))
             seen.model = clip.embedding_model
-            _extreme(seen, "least like itself", -seen.scores[-1], ref, clip.frame_count // 2)
     return seen
 
 

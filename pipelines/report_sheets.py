@@ -31,8 +31,8 @@ class Album:
     """Makes the pictures of a page, as many as it may hold and as there is time for."""
 
     store: Storage
-    most_bytes: int = PICTURE_BYTES
-    most_seconds: float = PICTURE_SECONDS
+    most_bytes: int
+    most_seconds: float
     tick: Callable[[], None] = lambda: None
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # why -> how many
@@ -161,8 +161,10 @@ def posed_rows(
 def _said(what: str, value: float) -> str:
     if what == "least steady":
         return f"{what} ({value:.2f}° of change per frame and frame)"
-    if what in ("smallest face", "least like itself"):
-        return f"{what} ({-value:.0f} px)" if what == "smallest face" else f"{what} ({-value:.2f})"
+    if what == "smallest face":
+        return f"{what} ({-value:.0f} px)"
+    if what == "most made up":
+        return f"{what} beyond the frame's edge ({value:.0%})"
     return f"{what} ({value:.0f}°)"
 
 

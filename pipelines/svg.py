@@ -95,7 +95,7 @@ def line(points: Sequence[tuple[float, float]], *, unit: str = "", name: str = "
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, at most `most` of them."""
     power = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / most))
-    step = next(s for s in (power, 2 * power, 5 * power, 10 * power, 20 * power) if (high - low) / s < most)
+    step = next(s for s in (power, 2 * power, 5 * power, 10 * power, 20 * power) if (high - low) / s <= most - 1 + 1e-9)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]
 

@@ -16,6 +16,16 @@ def path():
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@contextlib.contextmanager
+def browser(folder: Path):
+    """A browser whose profile is in a folder."""
+    opened = Browser(folder)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
 class Browser:
     """One page of a browser."""
 

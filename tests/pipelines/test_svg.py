@@ -55,3 +55,27 @@ def test_text_in_a_plot_is_escaped() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert svg._short(value) == text
+
+
+def test_marks_stand_where_their_values_are_and_rejected_ones_are_stacked() -> None:
+    picture = svg.histogram(
+        [0.5], low=0, high=2, bins=2, marks=[(1.0, "limit 1", "limit")], rejected=[0.6, 0.7], what="clips"
+    )
+    middle = svg.LEFT + (svg.WIDTH - svg.LEFT - svg.RIGHT) / 2
+    assert f'class="limit" x1="{middle:.1f}"' in picture
+    assert "2 clips rejected" in picture
+    kept, gone = (float(h) for h in re.findall(r'<rect class="bar[^"]*".*?height="([\d.]+)"', picture))
+    assert gone == pytest.approx(2 * kept, rel=0.01)
+    ElementTree.fromstring(picture)
+
+
+def test_a_screen_reader_is_told_what_is_drawn() -> None:
+    assert 'aria-label="Yaw: median 3&#34;"' in svg.histogram([1], low=0, high=2, label='Yaw: median 3"')
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(-60, 60, [-50, 0, 50]), (0, 500, [0, 100, 200, 300, 400, 500]), (0, 0.3, [0, 0.1, 0.2, 0.3])],
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
+    np.testing.assert_allclose(svg.nice_ticks(low, high), ticks, atol=1e-12)
