@@ -28,6 +28,7 @@ BENCHES = {
     "help": "pipelines.bench:help_time",
     "identity": "pipelines.benches.identity:run",
     "landmarks": "pipelines.benches.landmarks:run",
+    "ledger": "pipelines.benches.ledger:run",
     "lists": "pipelines.benches.lists:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
