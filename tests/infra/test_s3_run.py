@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,26 +17,16 @@ pytest.importorskip("cv2")
 pytest.importorskip("moto.server")
 
 from fault_proxy import FaultProxy
+from people_store import STAGES, contents, workflow_file
 
 from infra.storage import FolderStorage, Storage
 from pipelines.ledger import Ledger, read_segment
 from pipelines.runner import prepare
 from pipelines.workflow import load
+from stages.dataset import open_dataset
 
 OUTAGE_S = float(os.environ.get("PV3D_TEST_OUTAGE_S", "3"))
 TESTS = Path(__file__).parent.parent
-WORKFLOW = """\
-storage: {{root: "{root}", s3: {{addressing: path, patience_s: 120}}}}
-source: {{use: "tiny_people:People", count: 20}}
-stages:
-  - use: tiny_people:Fetch
-  - use: tiny_people:Cut
-  - use: tiny_people:Frames
-  - use: tiny_people:Two
-  - {{use: "stages.shards:WriteShards", buckets: 8}}
-train: {{variant: "model.config:tiny"}}
-"""
-STAGES = ("Fetch", "Cut", "Frames", "Two", "WriteShards")
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +35,12 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def workflow(root, *changes):
-    path = Path(f"{uuid.uuid4().hex}.yaml").resolve()
-    path.write_text(WORKFLOW.format(root=root))
-    return load(path, None, changes)
+    return load(workflow_file(Path(), root, count=20), None, changes)
 
 
 def made(store: Storage) -> dict[str, bytes]:
     """What readers see: shards, indices, manifests and the dataset."""
-    folders = ("shards", "manifest", "dataset")
-    return {key: store.read(key) for folder in folders for key in store.list(folder)}
+    return contents(store, "shards", "manifest", "dataset")
 
 
 def outcomes(store: Storage) -> dict[str, dict[str, tuple]]:
@@ -191,3 +179,25 @@ def test_neither_the_log_nor_the_store_holds_a_secret(s3, root):
     assert "Credential=" not in said
     store = workflow(root, f"storage.s3.endpoint={s3.endpoint}").store()
     assert all(secret.encode() not in store.read(key) for key in store.list())
+
+
+def test_readers_list_nothing_and_fetch_only_what_a_manifest_names(s3, root):
+    workflow_ = workflow(root, f"storage.s3.endpoint={s3.endpoint}", "source.count=4")
+    prepare(workflow_, in_process=True)
+    store = workflow_.store()
+    manifests = [json.loads(store.read(key)) for key in store.list("manifest")]
+    orphan = f"shards/{'0' * 5}-{'f' * 16}"  # a shard without a manifest, as a run that was killed leaves it
+    store.write(f"{orphan}.tar", store.read(manifests[0]["tar"]))
+    store.write(f"{orphan}.index.json", store.read(manifests[0]["index"]))
+    with FaultProxy(s3.endpoint) as proxy:
+        data = open_dataset(workflow(root, f"storage.s3.endpoint={proxy.endpoint}").store())
+        assert {sample.clip_id for sample in data.samples} == {
+            sample["clip_id"] for manifest in manifests for sample in manifest["samples"]
+        }
+        assert all(data.frames(sample, [0]).shape for sample in data.samples)
+    base = f"/{root.removeprefix('s3://')}/"
+    asked = {path.partition("?")[0].removeprefix(base) for _, path, _ in proxy.asked}
+    assert not [path for _, path, _ in proxy.asked if "list-type" in path]
+    named = {manifest[kind] for manifest in manifests for kind in ("tar", "index")}
+    assert {key for key in asked if key.startswith("shards/")} == named
+    assert {key.split("/")[0] for key in asked} == {"dataset", "manifest", "shards"}

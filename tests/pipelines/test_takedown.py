@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("cv2")
 
+from people_store import PeopleStore, contents
 from tiny_people import ID
 
 from infra.storage import FolderStorage
@@ -26,34 +27,20 @@ from pipelines.workflow import load
 from stages.dataset import open_dataset
 from stages.takedown import hash_of
 
-WORKFLOW = """\
-storage: {{root: {root}}}
-source: {{use: "tiny_people:People"}}
-stages:
-  - use: tiny_people:Fetch
-  - use: tiny_people:Cut
-  - use: tiny_people:Frames
-  - use: tiny_people:Two
-  - {{use: "stages.shards:WriteShards", buckets: 8}}
-train: {{variant: "model.config:tiny"}}
-"""
 
-
-class People:
+class People(PeopleStore):
     """The workflow of tiny people in a folder of its own, with a takedown list."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self.root, self.path, self.list = folder / "store", folder / "workflow.yaml", folder / "list.txt"
-        self.path.write_text(WORKFLOW.format(root=self.root))
+        super().__init__(folder)
+        self.list = folder / "list.txt"
         self.list.write_text("# nobody\n")
-        self.store = FolderStorage(self.root)
 
     def name(self, *entries: str) -> None:
         self.list.write_text("".join(f"{entry}\n" for entry in entries))
 
     def load(self, *changes: str):
-        return load(self.path, None, (f"policy.takedown={self.list}", *changes))
+        return super().load(f"policy.takedown={self.list}", *changes)
 
     def run(self, *changes: str):
         return prepare(self.load(*changes), in_process=True)
@@ -74,8 +61,7 @@ class People:
         return {sample.identity for sample in open_dataset(self.store).samples}
 
     def contents(self, *folders: str) -> dict[str, bytes]:
-        keys = [key for folder in folders for key in self.store.list(folder)]
-        return {key: self.store.read(key) for key in keys if not key.startswith("lease/")}
+        return contents(self.store, *folders)
 
     def reasons(self) -> dict[str, str]:
         return {u.clip or u.source: u.reason for u in survey(self.load()).units if u.state != "ok"}
@@ -176,19 +162,19 @@ def test_doing_it_again_changes_nothing(people: People) -> None:
     people.name("identity:p1")
     people.take_down()
     people.run()
-    before = people.contents("")
+    before = people.contents()
     assert people.take_down()["units"] == []
     done = people.run()
     assert set(done.redone.values()) == {0}
-    assert people.contents("") == before
+    assert people.contents() == before
 
 
 def test_a_dry_run_tells_and_changes_nothing(people: People) -> None:
     people.run()
     people.name("identity:p1")
-    before = people.contents("")
+    before = people.contents()
     answer, text = takedown.takedown(people.load(), dry_run=True)
-    assert people.contents("") == before
+    assert people.contents() == before
     assert answer["dry_run"]
     assert len(answer["clips"]) == 2
     assert "would be removed" in text
@@ -322,9 +308,9 @@ def test_a_person_that_only_the_balance_names_stays_away(people: People, monkeyp
     name = sorted(people.identities())[0]
     people.name(f"identity:{name}")
     people.run(*changes)
-    gone = people.contents("")
+    gone = people.contents()
     people.run(*changes)
-    assert people.contents("") == gone
+    assert people.contents() == gone
     assert name not in people.identities()
 
 
@@ -336,9 +322,9 @@ def test_what_is_cut_anew_has_other_ids_and_still_stays_away(people: People) -> 
     people.run("stages.Cut.shift_s=0.02")            # other ids for the same seconds
     assert not [clip for clip in people.clips() if clip.startswith(gone[:-7] + "00000")]
     assert [clip for clip in people.clips() if clip.startswith(gone[:-7])]
-    before = people.contents("")
+    before = people.contents()
     assert people.take_down()["units"] == []
-    assert people.contents("") == before
+    assert people.contents() == before
 
 
 @pytest.mark.parametrize("entry", ["identity:p1", f"clip:people-{ID.format(2)}_0000000"])
@@ -572,11 +558,11 @@ def test_on_s3_the_same_is_removed(people: People, monkeypatch: pytest.MonkeyPat
     with moto.mock_aws():
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
         store = S3Storage("s3://bucket/x", region="us-east-1")
-        for key, data in people.contents("").items():
+        for key, data in people.contents().items():
             store.write(key, data)
         takedown.sweep(people.load(), store)
         people.take_down()
-        left = {key: data for key, data in people.contents("").items() if not key.startswith("takedown/")}
+        left = {key: data for key, data in people.contents().items() if not key.startswith("takedown/")}
         assert set(store.list("takedown")) == set(people.store.list("takedown"))
         there = {key: store.read(key) for key in store.list() if not key.startswith("takedown/")}
     assert there == left
