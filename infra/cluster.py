@@ -112,6 +112,14 @@ def total() -> dict[str, float]:
     return {**here, **{name: max(amount, here.get(name, 0.0)) for name, amount in most.items()}}
 
 
+def joined() -> bool:
+    """Whether this process is connected to a Ray."""
+    import ray
+
+    connected: bool = ray.is_initialized()
+    return connected
+
+
 def stop() -> None:
     """Leave the cluster; a Ray that was started here ends."""
     import ray

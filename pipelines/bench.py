@@ -33,6 +33,7 @@ BENCHES = {
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
     "videos": "pipelines.benches.videos:run",
+    "workers": "pipelines.benches.two_workers:run",
 }
 
 
