@@ -53,10 +53,18 @@ class Cameras:
     fault: str = ""                          # why they cannot be read
 
 
-def find_cameras(path: str) -> Iterator[Cameras]:
+@dataclass(frozen=True)
+class Chosen:
+    """How a workflow is read."""
+
+    profile: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def find_cameras(path: str, chosen: Chosen | None = None) -> Iterator[Cameras]:
     """The cameras of what `path` names. Raises ValueError when nothing there can hold any."""
     local = Path(path)
-    store = store_of(path)
+    store = store_of(path, chosen)
     if store is not None:
         yield from _dataset(path, store)
     elif local.is_dir():
@@ -69,15 +77,20 @@ def find_cameras(path: str) -> Iterator[Cameras]:
         raise ValueError(f"{path}: holds no cameras; give {', '.join(_READERS)}, a folder or a storage.root")
 
 
-def store_of(path: str) -> Storage | None:
-    """The store that `path` names: a storage.root with a dataset, or a workflow with its default profile."""
+def store_of(path: str, chosen: Chosen | None = None) -> Storage | None:
+    """The store that `path` names: a storage.root with a dataset, or that of a workflow."""
     if "://" in path or Path(path, LATEST).is_file():
         return open_storage(path)
-    if Path(path).suffix in (".yaml", ".yml"):
+    if is_workflow(path):
         from pipelines.workflow import load
 
-        return load(path).store()
+        chosen = chosen or Chosen()
+        return load(path, chosen.profile, chosen.overrides).store()
     return None
+
+
+def is_workflow(path: str) -> bool:
+    return Path(path).suffix in (".yaml", ".yml")
 
 
 def _dataset(path: str, store: Storage) -> Iterator[Cameras]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.camera import RADIUS
-from pipelines.camera_files import Cameras, find_cameras
+from pipelines.camera_files import Cameras, Chosen, find_cameras, is_workflow
 from stages.cameras import HEAD
 from stages.rotations import angle_between
 
@@ -59,13 +59,17 @@ COLUMNS = (
 
 
 def check_cameras(
-    paths: Sequence[str], overlay: Path | None = None, clips: int = 12
-) -> tuple[dict[str, Any], str]:
+    paths: Sequence[str], overlay: Path | None = None, clips: int = 12, profile: str | None = None,
+    overrides: tuple[str, ...] = (),
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Check every camera of every path, and draw `clips` of their clips into the folder `overlay`.
 
     The answer's "fault" is the first fault, or empty. Raises ValueError for a path that can hold no cameras.
     """
-    found = [check(cameras) for path in paths for cameras in find_cameras(path)]
+    chosen = Chosen(profile, overrides)
+    if chosen != Chosen() and not any(is_workflow(path) for path in paths):
+        raise ValueError("--profile and --set: change a workflow, and no PATH is one; name workflow.yaml")
+    found = [check(cameras) for path in paths for cameras in find_cameras(path, chosen)]
     faults = [f"{row.name}: {row.fault}" for row in found if row.fault]
     answer: dict[str, Any] = {
         "files": [asdict(row) for row in found],
@@ -79,7 +83,7 @@ def check_cameras(
     if overlay is not None:
         from pipelines.overlay_video import write_overlays
 
-        answer["videos"] = [str(file) for file in write_overlays(paths, overlay, clips)]
+        answer["videos"] = [str(file) for file in write_overlays(paths, overlay, clips, chosen)]
         lines += answer["videos"]
     return answer, "\n".join(lines)
 

@@ -93,18 +93,31 @@ def answers(command: Callable[..., Answer]) -> Callable[..., None]:
     return run
 
 
+def chooses(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `[--profile P] [--set key=value]...`."""
+    profile = click.option("--profile", metavar="P", help="Use the values of this profile.")
+    overrides = click.option(
+        "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one value."
+    )
+    return profile(overrides(command))
+
+
+def _own_stages() -> None:
+    """Find stages of one's own in this folder; last, so that they hide nothing."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
 def takes_workflow(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `[WORKFLOW] [--profile P] [--set key=value]...` and hands the loaded workflow on."""
 
     @click.argument("path", metavar="[WORKFLOW]", default="workflow.yaml")
-    @click.option("--profile", metavar="P", help="Use the values of this profile.")
-    @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one value.")
+    @chooses
     @functools.wraps(command)
     def run(path: str, profile: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
         from pipelines.workflow import load
 
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))  # stages of one's own; last, so that they hide nothing
+        _own_stages()
         return command(load(path, profile, overrides), **options)
 
     return run
@@ -306,12 +319,14 @@ def deploy(workflow: Any, out: Path | None, image: str | None, alpha: bool) -> A
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--overlay", metavar="DIR", type=click.Path(path_type=Path), help="Write videos of them.")
 @click.option("--clips", default=12, show_default=True, type=click.IntRange(1), help="Videos of a PATH.")
+@chooses
 @answers
-def check_cameras(paths: tuple[str, ...], overlay: Path | None, clips: int) -> Answer:
+def check_cameras(paths: tuple[str, ...], overlay: Path | None, clips: int, **chosen: Any) -> Answer:
     """Check all cameras of a storage.root, a workflow, a shard, an .npy, or PV3D's or EG3D's json."""
     from pipelines.check_cameras import check_cameras as check
 
-    return check(paths, overlay, clips)
+    _own_stages()
+    return check(paths, overlay, clips, **chosen)
 
 
 def _seeds(text: str) -> list[int]:

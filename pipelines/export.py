@@ -24,6 +24,7 @@ from typing import Any
 
 from infra.paths import expanded
 from infra.storage import Storage, StorageError, open_storage
+from infra.words import many
 from pipelines.policy import Policy
 from pipelines.progress import Progress
 from pipelines.workflow import Workflow
@@ -267,8 +268,8 @@ def _foretold(plan: Plan, out: str) -> tuple[dict[str, Any], str]:
         "kept": len(plan.samples) - len(plan.todo), "bytes_to_write": size,
     }
     text = (
-        f"would write {len(plan.todo)} of {len(plan.samples)} clips to {out}, about {_size(size)}, "
-        f"and delete {len(plan.stale)} files{_left_out(plan)}"
+        f"would write {len(plan.todo)} of {many(len(plan.samples), 'clip')} to {out}, about {_size(size)}, "
+        f"and delete {many(len(plan.stale), 'file')}{_left_out(plan)}"
     )
     return value, text
 
@@ -280,14 +281,15 @@ def _told(plan: Plan, out: str, removed: int, seconds: float) -> tuple[dict[str,
         "deleted_files": removed, "bytes": plan.kept_bytes + written, "seconds": round(seconds, 2),
     }
     text = (
-        f"{out}: {value['clips']} clips, {value['frames']} frames, {_size(plan.kept_bytes + written)}; "
-        f"{value['written']} clips written, {value['kept']} kept, {removed} files deleted{_left_out(plan)}"
+        f"{out}: {many(value['clips'], 'clip')}, {many(value['frames'], 'frame')}, "
+        f"{_size(plan.kept_bytes + written)}; {many(value['written'], 'clip')} written, "
+        f"{value['kept']} kept, {many(removed, 'file')} deleted{_left_out(plan)}"
     )
     return value, text
 
 
 def _left_out(plan: Plan) -> str:
-    return f"; {plan.other_split} clips of another split left out" if plan.other_split else ""
+    return f"; {many(plan.other_split, 'clip')} of another split left out" if plan.other_split else ""
 
 
 def _size(count: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.camera import RADIUS, Camera, check_cameras
-from pipelines.camera_files import EG3D_LABELS, PV3D_CAMERAS, PV3D_VIDEOS, find_cameras, store_of
+from pipelines.camera_files import EG3D_LABELS, PV3D_CAMERAS, PV3D_VIDEOS, Chosen, find_cameras, store_of
 from stages.affine import apply
 from stages.cameras import at_radius, euler_degrees
 from stages.dataset import Dataset, Sample, open_dataset
@@ -50,7 +50,9 @@ class Shown:
     landmarks: Array | None                  # [T, 68, 2], crop px
 
 
-def write_overlays(paths: Sequence[str], folder: Path, clips: int) -> list[Path]:
+def write_overlays(
+    paths: Sequence[str], folder: Path, clips: int, chosen: Chosen | None = None
+) -> list[Path]:
     """Write `folder/<clip>.mp4` for up to `clips` clips of every path, and return the files.
 
     Raises ValueError for a path without pictures.
@@ -61,14 +63,14 @@ def write_overlays(paths: Sequence[str], folder: Path, clips: int) -> list[Path]
     make_folder(folder)
     files = []
     for path in paths:
-        for shown in _clips(path, clips):
+        for shown in _clips(path, clips, chosen):
             files.append(folder / f"{shown.name}.mp4")
             write_video(files[-1], _drawn(shown), shown.fps)
     return files
 
 
-def _clips(path: str, count: int) -> Iterator[Shown]:
-    folder, store = Path(path), store_of(path)
+def _clips(path: str, count: int, chosen: Chosen | None) -> Iterator[Shown]:
+    folder, store = Path(path), store_of(path, chosen)
     if store is not None:
         dataset = open_dataset(store)
         for sample in dataset.samples[:count]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from infra.lease import hold
+from infra.storage import Storage
+from infra.words import many
 from pipelines.document import did_you_mean
 from pipelines.live import Live
 from pipelines.plan import describe_plan
 from pipelines.status import workflow_status
 from pipelines.workflow import Workflow
+from stages.dataset import LATEST
 
 __all__ = ["check_until", "describe_plan", "run_workflow"]
 
@@ -60,8 +64,12 @@ def run_workflow(
                 workflow, until=last_stage, in_process=in_process, ray_address=ray_address, live=live
             )
             answer: dict[str, Any] = {"kept": prepared.kept, "redone": prepared.redone}
-            if last_stage is None:
-                answer.update(_after_data(workflow, until, ray_address, prepared.kept, live))
+            if not prepared.kept:
+                answer["fault"] = _nothing_kept(workflow, last_stage)
+            elif last_stage in (None, workflow.steps[-1].name):
+                answer.update(_dataset(store))
+            if last_stage is None and prepared.kept:
+                answer.update(_after_data(workflow, until, ray_address, live))
         finally:
             cluster.stop()
     answer["seconds"] = round(time.monotonic() - begun, 1)
@@ -69,17 +77,32 @@ def run_workflow(
     return answer, _closing(workflow, answer)
 
 
+def _nothing_kept(workflow: Workflow, last_stage: str | None) -> str:
+    """Why a run cannot go on: no clip came out of its last data stage."""
+    from pipelines.report import report
+
+    what = f"no clip came out of {last_stage}" if last_stage else "no clip is left to train on"
+    return f"{what}: {_why_not(workflow)}; the report shows them: {report(workflow)}"
+
+
+def _dataset(store: Storage) -> dict[str, Any]:
+    """The version that the data stages made; nothing where no stage makes one."""
+    if not store.exists(LATEST):
+        return {}
+    version = json.loads(store.read(LATEST))["version"]
+    content = json.loads(store.read(f"dataset/{version}.json"))
+    counts = {name: content[name] for name in ("shards", "bytes", "samples", "frames", "identities")}
+    return {"dataset": {"version": version, **counts}}
+
+
 def _after_data(
-    workflow: Workflow, until: str | None, ray_address: str | None, kept: int, live: Live
+    workflow: Workflow, until: str | None, ray_address: str | None, live: Live
 ) -> dict[str, Any]:
     from pipelines.evaluate import evaluate
     from pipelines.register import register
     from pipelines.report import report
     from pipelines.train import train
 
-    if not kept:
-        page = report(workflow)
-        raise ValueError(f"no clip is left to train on: {_why_not(workflow)}; the report shows them: {page}")
     live.phase = "train"
     found: dict[str, Any] = {"training": train(workflow, ray_address=ray_address)}
     if until == "train":
@@ -109,11 +132,15 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
     """What a person wants to open next."""
     _, table = workflow_status(workflow, units="0")
     lines = [table, ""]
+    root = workflow.storage.root
+    if made := answer.get("dataset"):
+        size = f"{many(made['samples'], 'clip')} in {many(made['shards'], 'shard')}, {made['bytes']:,} bytes"
+        lines.append(f"dataset     {made['version']}: {size}")
+        lines.append(f"shards      {Path(root, 'shards') if '://' not in root else f'{root}/shards'}")
     if "report" in answer:
         lines.append(f"report      {answer['report']}")
     sample = answer.get("training", {}).get("sample")
     if sample:
-        root = workflow.storage.root
         lines.append(f"sample      {Path(root, sample) if '://' not in root else f'{root}/{sample}'}")
     if "model" in answer:
         name, version, alias = (answer["model"][key] for key in ("name", "version", "alias"))

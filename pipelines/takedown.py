@@ -23,6 +23,7 @@ from typing import Any
 
 from infra.lease import hold
 from infra.storage import Storage
+from infra.words import many
 from pipelines import forget
 from pipelines.policy import FOLDER, STATE, Policy
 from pipelines.takedown_search import Found, find
@@ -202,9 +203,10 @@ def _text(answer: dict[str, Any], dry_run: bool) -> str:
     if not answer["units"] and not answer["files"]:
         return "\n".join([*lines, "nothing of them is in the store"])
     lines += [f"  {unit}" for unit in answer["units"]]
-    rewritten = "shards would be rewritten" if dry_run else "shards rewritten"
-    lines.append(f"{len(answer['units'])} units and {answer['files']} files {done}")
-    lines.append(f"{len(answer['shards'])} {rewritten}; {len(answer['clips'])} clips in them {done}")
+    rewritten = "would be rewritten" if dry_run else "rewritten"
+    lines.append(f"{many(len(answer['units']), 'unit')} and {many(answer['files'], 'file')} {done}")
+    shards, clips = many(len(answer["shards"]), "shard"), many(len(answer["clips"]), "clip")
+    lines.append(f"{shards} {rewritten}; {clips} in them {done}")
     if not dry_run:
         lines.append(f"dataset {answer['dataset']}; record {answer['record']}")
     return "\n".join(lines)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.storage import Storage
+from infra.words import many
 from stages.base import GroupStage, Rejected
 from stages.clip import Clip
 from stages.dataset import LATEST, Dataset, Sample, decode_jpeg, open_dataset, taken_down_by
@@ -127,7 +128,7 @@ class WriteShards(GroupStage):
             raise ValueError(f"shards: clips of different size and rate {sizes}; use one storage.root each")
         key = hashlib.sha256(_json({"version": self.version, **asdict(self)})).hexdigest()[:16]
         version = commit_dataset(store, sorted(shards), key=key)
-        log.info("dataset %s: %d clips", version, shards.total())
+        log.info("dataset %s: %s", version, many(shards.total(), "clip"))
 
 
 def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> str:

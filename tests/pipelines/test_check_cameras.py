@@ -9,13 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_dataset import clip_in, write
 
+from infra.storage import FolderStorage
 from model.camera import RADIUS, hflip, orbit
 from pipelines import camera_files
 from pipelines.camera_files import find_cameras
 from pipelines.check_cameras import check_cameras
 from stages.cameras import at_distance, encode
 from stages.rotations import rotation_from_euler
+
+WORKFLOW = """\
+storage:
+  root: {root}
+source:
+  use: stages.sources.folder:Folder
+  location: videos
+stages:
+  - use: stages.shots:SplitShots
+train:
+  variant: model.config:tiny
+profiles:
+  other:
+    storage.root: {other}
+"""
 
 
 def clip(frames: int = 20, swing: float = 25.0) -> np.ndarray:
@@ -248,3 +265,18 @@ def test_a_pipe_is_no_file_of_cameras(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npy")
     with pytest.raises(ValueError, match="holds no cameras"):
         check_cameras([str(tmp_path / "a.npy")])
+
+
+def test_a_workflow_is_read_with_the_profile_and_the_values_that_are_given(tmp_path: Path) -> None:
+    store = FolderStorage(tmp_path / "other")
+    write(store, [clip_in(store, "a1")])
+    path = tmp_path / "workflow.yaml"
+    path.write_text(WORKFLOW.format(root=tmp_path / "none", other=tmp_path / "other"))
+    for chosen in (("--profile", "other"), ("--set", f"storage.root={tmp_path / 'other'}")):
+        answer = pv3d("check-cameras", path, *chosen, "--json")
+        assert json.loads(answer.stdout.splitlines()[-1])["cameras"] > 0, answer.stderr
+    assert pv3d("check-cameras", path).returncode == 2
+    np.save(tmp_path / "a.npy", clip())
+    refused = pv3d("check-cameras", tmp_path / "a.npy", "--profile", "other")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no PATH is one" in refused.stderr
