@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from infra.storage import Storage
-from pipelines.groups import group_records, groups_of
-from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, in_pages
+from pipelines.groups import groups_of
+from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, holds, in_pages, members_digest
 from pipelines.listing import listed
 from pipelines.policy import Policy
 from pipelines.runner import steps_until
@@ -151,11 +151,22 @@ class _Walk(Generic[S]):
         step = self.steps[at]
         came = (ref for ref in refs if self._goes_on(ref, at))
         for _, members in groups_of(step, self.ledger, came):
-            done = group_records(step, self.ledger, members)
-            records: list[Record | None] = list(done) if done is not None else [None] * len(members)
-            for start in range(0, len(members), PAGE):
-                part = slice(start, start + PAGE)
-                yield from self._counted(at, list(zip(members[part], records[part], strict=True)))
+            digest = members_digest(members)
+            pages = [members[start : start + PAGE] for start in range(0, len(members), PAGE)]
+            # Twice over the records, so that those of a large group are never in memory together.
+            done = all(None not in self._of_group(step, page, digest) for page in pages)
+            for page in pages:
+                records = self._of_group(step, page, digest) if done else [None] * len(page)
+                yield from self._counted(at, list(zip(page, records, strict=True)))
+
+    def _of_group(self, step: Step, page: list[Ref], digest: str) -> list[Record | None]:
+        """The records of some members of a group, None where one is not of these very members."""
+        found = self.ledger.fetch(step.name, [ref.id for ref in page])
+        records = [found.get(ref.id) for ref in page]
+        return [
+            record if record and record.members == digest and holds(record, step.key, ref) else None
+            for ref, record in zip(page, records, strict=True)
+        ]
 
     def _counted(self, at: int, pairs: list[tuple[Ref, Record | None]]) -> Iterator[Ref]:
         """Note what became of some units at a step. Yields what came out and goes on."""
