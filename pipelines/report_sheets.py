@@ -151,6 +151,7 @@ def posed_rows(
     for ref, frame, said in wanted:
         clip = load(ledger, ref)
         if clip is None or clip.cameras is None or not clip.aligned:
+            album.tick()
             continue
         at = frame if frame >= 0 else clip.frame_count // 2
         picture = album.add(lambda: _posed(album.store, clip, at))  # noqa: B023

@@ -95,7 +95,8 @@ def line(points: Sequence[tuple[float, float]], *, unit: str = "", name: str = "
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, at most `most` of them."""
     power = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / most))
-    step = next(s for s in (power, 2 * power, 5 * power, 10 * power, 20 * power) if (high - low) / s <= most - 1 + 1e-9)
+    steps = (power, 2 * power, 5 * power, 10 * power, 20 * power)
+    step = next(step for step in steps if (high - low) / step <= most - 1 + 1e-9)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]
 
@@ -149,6 +150,9 @@ def _short(value: float) -> str:
     """Three significant digits at most."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    if abs(value) >= 10_000 or abs(value) < 0.01:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 10_000):
+            return f"{value / size:.3g}{letter}"
+    if abs(value) < 0.01:
         return f"{value:.2g}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
