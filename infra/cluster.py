@@ -55,12 +55,17 @@ def start(
 
 def check_address(address: str) -> None:
     """Raise ValueError unless a Ray head answers at `address`. Ray itself would try for two minutes."""
-    found = re.fullmatch(r"(?:(ray)://)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})", address)
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--ray-address {address}: Ray Client is not supported; on a machine of the cluster write "
+            "host:6379 or auto, from elsewhere use ray job submit"
+        )
+    found = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})", address)
     if not found:
         if address == "auto":
             return
         raise ValueError(f"--ray-address {address}: not an address; write host:port, such as 10.0.0.1:6379")
-    client, host, port = found.groups()
+    host, port = found.groups()
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
@@ -68,8 +73,6 @@ def check_address(address: str) -> None:
         raise ValueError(
             f"--ray-address {address}: nothing answers ({cause}); leave it out to start a Ray here"
         ) from None
-    if client:
-        return
     probe = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     try:
         answer = subprocess.run(probe, capture_output=True, timeout=_ANSWER_SECONDS, check=False)

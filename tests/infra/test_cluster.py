@@ -27,6 +27,11 @@ def test_what_is_no_address_is_refused(address):
         cluster.check_address(address)
 
 
+def test_ray_client_is_refused_and_told_what_to_use():
+    with pytest.raises(ValueError, match=r"ray://head:10001: Ray Client is not supported; .+ ray job submit"):
+        cluster.check_address("ray://head:10001")
+
+
 @pytest.mark.slow
 def test_a_server_that_is_no_ray_is_told_apart_within_seconds():
     pytest.importorskip("ray")
