@@ -128,7 +128,7 @@ def _stages(
     seen = {name: told.get("stages", {}).get(name, {}) for name in names}
     busy = sum(pool.get("busy", 0) for pool in told.get("workers", {}).values()) or 1
     ahead = [
-        Ahead(found.stages[name].todo, _passes(found.stages[name], seen[name]),
+        Ahead(_left(found.stages[name], seen[name], told), _passes(found.stages[name], seen[name]),
               _rate(found, name, seen[name], busy), groups[name])
         for name in names
     ]  # fmt: skip
@@ -141,6 +141,13 @@ def _stages(
         for name, units, eta_s in zip(names, units_ahead(ahead), left, strict=True)
     }  # fmt: skip
     return rows, together
+
+
+def _left(counts: Counts, seen: dict[str, Any], told: dict[str, Any]) -> int:
+    """Units that wait for a stage: as the run itself says once it has listed all, else by the records."""
+    if told and not told["listing"]:
+        return int(seen.get("known", 0)) - int(seen.get("done", 0))
+    return counts.todo
 
 
 def _passes(counts: Counts, seen: dict[str, Any]) -> float:
