@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 import threading
@@ -149,18 +150,52 @@ def test_a_root_below_a_file_cannot_be_written_and_says_so_in_one_line(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("call", ["fsync", "replace", "link"])
+def test_a_disk_that_is_full_or_broken_leaves_nothing_half_written(tmp_path, monkeypatch, code, call):
+    store = FolderStorage(tmp_path / "store")
+    store.write("a", b"old")
+    (tmp_path / "source").write_bytes(b"new")
+
+    def broken(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(*((Path, call) if call == "replace" else (os, call)), broken)
+    message = rf"storage.root: cannot write \w below {store.root} \({os.strerror(code)}\); make room"
+    writers = {
+        "write": lambda: store.write("a", b"new"),
+        "upload": lambda: store.upload("a", tmp_path / "source"),
+        "create": lambda: store.create("b", b"new"),
+    }
+    for name, write in writers.items():
+        if call == "fsync" or (call == "link") == (name == "create"):
+            with pytest.raises(StorageError, match=message):
+                write()
+    assert store.read("a") == b"old"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
+
+
+def test_a_disk_that_cannot_be_read_is_one_line_and_no_missing_object(tmp_path, monkeypatch):
     store = FolderStorage(tmp_path / "store")
     store.write("a", b"old")
 
-    def full(handle):
-        raise OSError(28, "No space left on device")
+    def broken(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"cannot write a below .*No space left on device"):
-        store.write("a", b"new")
-    assert store.read("a") == b"old"
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
+    for method in ("open", "stat", "unlink"):
+        monkeypatch.setattr(Path, method, broken)
+    calls = [store.read, store.size, store.exists, store.delete, lambda key: store.read_range(key, 0, 1)]
+    for call in calls:
+        with pytest.raises(StorageError, match=r"cannot (read|delete) a below .*\(Input/output error\)"):
+            call("a")
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path):
+    store = FolderStorage(tmp_path / "store")
+    store.write("a", b"")
+    for write in (store.write, store.create):
+        with pytest.raises(StorageError, match=r"cannot write a/b below .*\(Not a directory\)"):
+            write("a/b", b"")
 
 
 def test_other_kinds_of_root_are_refused():
