@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 CACHE_KB = 4096
 HELD = 1024                                  # values that `Shelf` holds
-_BATCH = 256
+_FLUSHED = 1 << 16                           # names that are held before they go to the disk, sorted
+_FILTER_BYTES = 1 << 21
+_FILTER_MASK = 8 * _FILTER_BYTES - 1
 
 
 def temporary_database(cache_kb: int = CACHE_KB) -> sqlite3.Connection:
@@ -34,51 +36,77 @@ def put_all(database: sqlite3.Connection, statement: str, rows: Iterable[Sequenc
     return database.total_changes - before
 
 
+class _Filter:
+    """A Bloom filter of fixed size: whether a name may have come. Above some millions it often says so."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_FILTER_BYTES)
+
+    def add(self, name: str) -> bool:
+        """Note a name. Returns whether it may have come before."""
+        number, bits, came = hash(name), self._bits, True
+        for shift in (0, 16, 32):
+            place = (number >> shift) & _FILTER_MASK
+            byte, bit = place >> 3, 1 << (place & 7)
+            if not bits[byte] & bit:
+                bits[byte] |= bit
+                came = False
+        return came
+
+
 class Seen:
     """Names that came already."""
 
     def __init__(self) -> None:
-        self._db = temporary_database(2 * CACHE_KB)
-        self._db.execute("CREATE TABLE seen (name TEXT PRIMARY KEY, page INTEGER) WITHOUT ROWID")
-        self._page = 0
+        self._db = temporary_database()
+        self._db.execute("CREATE TABLE seen (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._filter = _Filter()
+        self._last: set[str] = set()
 
-    def again(self, names: Sequence[str]) -> str | None:
-        """Note some hundred names. Returns one that came before, or comes twice among them."""
-        self._page += 1
-        rows = ((name, self._page) for name in names)
-        if put_all(self._db, "INSERT OR IGNORE INTO seen VALUES (?, ?)", rows) == len(names):
-            return None
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        marks = ",".join("?" * len(names))
-        before = f"SELECT name FROM seen WHERE name IN ({marks}) AND page < ?"
-        return next(iter(twice), None) or str(self._db.execute(before, (*names, self._page)).fetchone()[0])
+    def again(self, name: str) -> bool:
+        """Note a name. Returns whether it came before."""
+        if self._filter.add(name) and (name in self._last or self._on_disk(name)):
+            return True
+        self._last.add(name)
+        if len(self._last) >= _FLUSHED:
+            # In order, so that each page of the table is written once.
+            put_all(self._db, "INSERT INTO seen VALUES (?)", ((name,) for name in sorted(self._last)))
+            self._last.clear()
+        return False
+
+    def _on_disk(self, name: str) -> bool:
+        return self._db.execute("SELECT 1 FROM seen WHERE name = ?", (name,)).fetchone() is not None
 
 
 class Shelf(Generic[T]):
     """Values by name, most of them on the disk. `made` gives that of a name that has none."""
 
     def __init__(self, made: Callable[[], T], write: Callable[[T], str], read: Callable[[str], T]) -> None:
-        self._db = temporary_database(2 * CACHE_KB)
-        self._db.execute("CREATE TABLE shelf (name BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._db = temporary_database()
+        self._db.execute("CREATE TABLE shelf (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._filter = _Filter()
         self._held: OrderedDict[str, T] = OrderedDict()
+        self._texts: dict[str, str] = {}                 # on their way to the disk
         self._made, self._write, self._read = made, write, read
 
     def __getitem__(self, name: str) -> T:
-        """The value; what is changed in it is kept."""
-        value = self._held.get(name)
-        if value is None:
-            row = self._db.execute("SELECT value FROM shelf WHERE name = ?", (_bytes(name),)).fetchone()
-            value = self._made() if row is None else self._read(row[0])
-            self._held[name] = value
-            if len(self._held) > HELD + _BATCH:
-                gone = [self._held.popitem(last=False) for _ in range(_BATCH)]
-                rows = [(_bytes(name), self._write(value)) for name, value in gone]
-                put_all(self._db, "INSERT OR REPLACE INTO shelf VALUES (?, ?)", rows)
-        else:
-            self._held.move_to_end(name)
+        """The value; what is changed in it is kept while it is one of the last `HELD` that were asked for."""
+        held = self._held
+        if name in held:
+            held.move_to_end(name)
+            return held[name]
+        text = self._text(name) if self._filter.add(name) else None
+        held[name] = value = self._made() if text is None else self._read(text)
+        if len(held) > HELD:
+            gone, last = held.popitem(last=False)
+            self._texts[gone] = self._write(last)
+            if len(self._texts) >= _FLUSHED // 4:
+                put_all(self._db, "INSERT OR REPLACE INTO shelf VALUES (?, ?)", sorted(self._texts.items()))
+                self._texts.clear()
         return value
 
-
-def _bytes(name: str) -> bytes:
-    """Of any name, also of a file's that is no text."""
-    return name.encode(errors="surrogatepass")
+    def _text(self, name: str) -> str | None:
+        if name in self._texts:
+            return self._texts.pop(name)
+        row = self._db.execute("SELECT value FROM shelf WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])

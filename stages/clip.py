@@ -128,14 +128,17 @@ class Clip:
         """sha256 (hex) of the whole record: equal exactly when every field is equal."""
         parts: list[str] = []                            # what `json.dumps` with sorted keys would say
         arrays: list[str] = []
-        for name, default, text in _TEXTS:
-            value = getattr(self, name)
+        held = self.__dict__
+        for name, start, default, text in _TEXTS:
+            value = held[name]
             if value is default:                         # as most fields of most clips are
                 parts.append(text)
+            elif type(value) is str:
+                parts.append(start + _encode_text(value))
             elif isinstance(value, np.ndarray):
                 arrays.append(name)
             elif value is not None:
-                parts.append(_told(name, value))
+                parts.append(start + (_encode(value) if value else _encode_empty(value)))
         sha = hashlib.sha256(f"{{{','.join(filter(None, parts))}}}".encode())
         for name in arrays:
             array = np.ascontiguousarray(getattr(self, name))
@@ -144,9 +147,8 @@ class Clip:
         return sha.hexdigest()
 
 
-def _told(name: str, value: Any) -> str:
-    text = "{}" if value == {} else _encode_text(value) if type(value) is str else _encode(value)
-    return f'"{name}":{text}'
+def _encode_empty(value: Any) -> str:
+    return "{}" if type(value) is dict else _encode(value)
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -155,8 +157,9 @@ _encode_text = json.encoder.encode_basestring_ascii
 _ORDER = tuple(f.name for f in fields(Clip))
 _FIELDS = frozenset(_ORDER)
 _DICTIONARIES = tuple(f.name for f in fields(Clip) if f.default_factory is dict)
-# Of every field: its default, and the JSON of that, made once.
+# Of every field: its name in JSON, its default, and the JSON of both, made once.
 _TEXTS = tuple(
-    (f.name, f.default, "" if f.default in (None, MISSING) else _told(f.name, f.default))
+    (f.name, f'"{f.name}":', f.default,
+     "" if f.default in (None, MISSING) else f'"{f.name}":{_encode(f.default)}')
     for f in sorted(fields(Clip), key=lambda f: f.name)
 )

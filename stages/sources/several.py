@@ -76,7 +76,7 @@ def _marked(clip: Clip, before: _Video) -> Iterator[Span]:
 
 def _with_own_id(clip: Clip, ids: Seen) -> Clip:
     number, own = 1, clip.id
-    while ids.again([own]):
+    while ids.again(own):
         number += 1
         own = f"{clip.id}-{number}"
     return clip if own == clip.id else clip.copy(id=own)
