@@ -74,7 +74,7 @@ class Live:
             "listing": progress.listing if progress else True,
             "stages": {n: asdict(f) for n, f in progress.figures().items()} if progress else {},
             "workers": dict(progress.crew) if progress else {},
-            "failures": list(progress.failures) if progress else [],
+            "failures": progress.last_failures() if progress else [],
         }
 
 

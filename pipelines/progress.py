@@ -53,7 +53,7 @@ class Progress:
     def __init__(self, stages: list[str], console: Console | None = None, *, listing: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.counts = {stage: _Count() for stage in stages}
-        self.failures: deque[dict[str, str]] = deque(maxlen=_LAST)
+        self._failures: deque[dict[str, str]] = deque(maxlen=_LAST)
         self.listing = listing
         self.crew: dict[str, Any] = {}       # per pool, as the executor says
         self._said = self._told = time.monotonic()
@@ -118,7 +118,12 @@ class Progress:
     def failed(self, stage: str, unit: str, reason: str) -> None:
         """A unit was given up; the last few are told."""
         with self._lock:
-            self.failures.append({"stage": stage, "unit": unit, "reason": reason})
+            self._failures.append({"stage": stage, "unit": unit, "reason": reason})
+
+    def last_failures(self) -> list[dict[str, str]]:
+        """Stage, unit and reason of each, the last one at the end."""
+        with self._lock:
+            return list(self._failures)
 
     def tick(self, crew: Callable[[], dict[str, Any]] | None = None) -> None:
         """Say where things stand, when it is time to; call it often. `crew`: tells of the workers."""
