@@ -31,6 +31,9 @@ SIGNS: tuple[tuple[str, Kind, str], ...] = (
     # Not by words: a server may say "permission denied" as well.
     (r"unable to open for writing|unable to create directory|\[errno (13|30)\]", "ours", UNWRITABLE),
     (r"unable to write data", "ours", UNWRITABLE),
+    # ffmpeg ends with 256 less the system's number: of a full disk, a quota, and places it may not write.
+    (r"ffmpeg exited with code (228|134)\b", "ours", FULL),
+    (r"ffmpeg exited with code (226|229|243)\b", "ours", UNWRITABLE),
     (r"requested format is not available", "ours", NO_FORMAT),
     (r"ffmpeg (is not installed|could not be found)|ffmpeg not found", "ours",
      "ffmpeg is missing; pip install imageio-ffmpeg"),

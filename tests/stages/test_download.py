@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("yt_dlp", reason="yt-dlp is not installed")
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
+from disks import small_disk  # noqa: E402
+
 from infra.storage import FolderStorage, StorageError  # noqa: E402
 from stages import ytdlp  # noqa: E402
 from stages.base import Drop, Rejected  # noqa: E402
@@ -486,6 +488,25 @@ def test_a_full_disk_stops_the_run_and_blames_no_video(server, stage, monkeypatc
     monkeypatch.setattr(ytdlp, "fetch", full)
     with pytest.raises(StorageError, match="disk is full"):
         one(stage(), server.url("ok"))
+
+
+@pytest.mark.parametrize("part", [False, pytest.param(True, marks=needs_ffmpeg)])
+@pytest.mark.parametrize("pages", [0, 6])
+def test_a_work_folder_without_room_stops_the_run_and_the_next_one_goes_on(
+    server, stage, store, tmp_path, part, pages
+):
+    spans = [{"start_s": 20.0, "end_s": 40.0}] if part else []
+    with small_disk(tmp_path / "disk") as disk:
+        made = stage(work=str(disk.path / "work"))
+        disk.leave(pages)
+        with pytest.raises(StorageError) as error:
+            one(made, server.url("ok"), *spans)
+        assert str(error.value).startswith("stage Download: ")
+        assert f"; make room or permit it below {disk.path}/work, or give another as " in str(error.value)
+        assert "\n" not in str(error.value)
+        assert list(store.list("videos")) == []
+        disk.free()
+        assert store.exists(one(made, server.url("ok"), *spans).video.removeprefix("store:"))
 
 
 def test_a_bug_of_ours_stops_the_run_and_one_of_an_extractor_does_not(server, stage, monkeypatch):
