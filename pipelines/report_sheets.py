@@ -161,7 +161,7 @@ def posed_rows(
 
 def _said(what: str, value: float) -> str:
     if what == "least steady":
-        return f"{what} ({value:.2f}° of change per frame and frame)"
+        return f"{what} ({value:.2f}°/frame², rms)"
     if what == "smallest face":
         return f"{what} ({-value:.0f} px)"
     if what == "most made up":
