@@ -12,7 +12,7 @@ import yaml
 
 from infra import kuberay
 from pipelines.construct import settings_of
-from pipelines.schedule import GroupSettings, NodeSettings, ScheduleSettings, check_image
+from pipelines.schedule import GroupSettings, NodeSettings, ScheduleSettings, bytes_of, check_image
 from pipelines.workflow import Workflow
 
 __all__ = ["deploy"]
@@ -214,6 +214,7 @@ def _check_needs(workflow: Workflow, schedule: ScheduleSettings) -> list[str]:
                 f"schedule.workers: no group has room for stages.{step.name}, which needs {asked}; "
                 "enlarge a group, or lower the stage's resources"
             )
+    _check_disks(workflow, schedule)
     gpus = int(kuberay.capacity(groups).get("GPU", 0))
     train = workflow.train
     if train.device != "cpu" and gpus < train.workers and (gpus or train.device == "cuda"):
@@ -227,3 +228,14 @@ def _check_needs(workflow: Workflow, schedule: ScheduleSettings) -> list[str]:
     if gpus and not schedule.head.gpus:
         notes.append("schedule.head.gpus is 0: the evaluation, which runs in the head, uses its CPUs")
     return notes
+
+
+def _check_disks(workflow: Workflow, schedule: ScheduleSettings) -> None:
+    """A pod that writes more than its disk is ended by Kubernetes."""
+    copies = workflow.storage.s3.cache_gb * 1e9
+    for group in schedule.workers:
+        if group.disk is not None and bytes_of(group.disk) <= copies:
+            raise ValueError(
+                f"schedule.workers: {group.group} has a disk of {group.disk}, and copies of videos may take "
+                f"{workflow.storage.s3.cache_gb:g} GB of it; enlarge it, or lower storage.s3.cache_gb"
+            )

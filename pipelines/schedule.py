@@ -77,6 +77,13 @@ def _quantity(value: str) -> str:
     return value
 
 
+def bytes_of(quantity: str) -> float:
+    """16Gi, 512M and the like as a number."""
+    number, unit = re.fullmatch("([0-9.]+)([A-Za-z]*)", quantity).groups()  # type: ignore[union-attr]
+    power = "kMGT".index(unit[0].replace("K", "k")) + 1 if unit else 0
+    return float(number) * (1024.0 if unit.endswith("i") else 1000.0) ** power
+
+
 def check_image(value: str) -> str:
     """A name of an image. Raises ValueError."""
     if not _IMAGE.fullmatch(value):

@@ -1,8 +1,10 @@
 """What docs/cluster.md says can be typed as it stands there."""
 
+import json
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
@@ -31,12 +33,56 @@ def test_the_example_can_be_deployed(tmp_path, monkeypatch):
     assert schedule.workers[0].custom == {"egress": 2}
 
 
-def test_the_settings_and_metrics_it_names_exist():
+def test_the_settings_it_names_exist():
     named = set(re.findall(r"`(start_within_s|idle_s|retries|deadline_s|service_account)`", TEXT))
     assert named <= set(ScheduleSettings.model_fields)
+
+
+def exported():
+    """Our metrics, by the names that Prometheus sees: Ray ends those of counters with _total."""
     source = (ROOT / "pipelines" / "metrics.py").read_text()
-    for metric in set(re.findall(r"ray_(pv3d_\w+?)_total", TEXT)):
-        assert f'"{metric}"' in source
+    found = re.findall(r'(Counter|Gauge)\(\s*"(pv3d_\w+)"', source)
+    return {f"ray_{name}{'_total' if kind == 'Counter' else ''}" for kind, name in found}
+
+
+def rays():
+    """Metrics that the panels which come with Ray show."""
+    ray = pytest.importorskip("ray")
+    panels = (Path(ray.__file__).parent / "dashboard/modules/metrics/dashboards").glob("*.py")
+    return {name for path in panels for name in re.findall(r"ray_\w+", path.read_text())}
+
+
+def named(text):
+    """Metrics in a query."""
+    return set(re.findall(r"\bray_\w+", text))
+
+
+def test_the_dashboard_shows_metrics_that_exist_and_all_of_ours():
+    board = json.loads((ROOT / "infra" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    shown = set().union(*map(named, queries))
+    assert shown <= exported() | rays()
+    assert shown >= exported()
+    (variable,) = [one for one in board["templating"]["list"] if one["type"] == "query"]
+    assert named(variable["definition"]) <= rays()
+    for query in queries:
+        selectors = re.findall(r"ray_\w+(\{[^}]*\})?", query)
+        assert all('namespace=~"$namespace"' in selector for selector in selectors), query
+        assert query.count("(") == query.count(")")
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in board["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))     # no panel covers another
+    assert max(x for x, _ in cells) < 24
+
+
+def test_the_queries_in_the_text_name_metrics_that_exist():
+    assert named(TEXT) - {"ray_cron_job"} <= exported() | rays()
+    assert named(TEXT) >= exported()
 
 
 def test_links_lead_somewhere():

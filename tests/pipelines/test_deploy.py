@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from infra import kuberay
 from pipelines.cli import main
+from pipelines.schedule import bytes_of
 from pipelines.workflow import load
 
 ROOT = Path(__file__).parents[2]
@@ -413,6 +414,20 @@ def test_a_folder_on_a_volume_is_a_place_for_everything(folder):
 def test_an_image_on_the_command_line_is_checked_too(folder):
     assert "--image: 'no image'" in refused(WORKFLOW, "--image", "no image")
     assert pods(template(objects("--image", "other:2")))[0][0]["image"] == "other:2"
+
+
+def test_copies_of_videos_must_fit_the_disk_of_a_pod(folder):
+    text = refused(WORKFLOW.replace("disk: 200Gi", "disk: 9Gi"))
+    assert "cpu has a disk of 9Gi" in text
+    assert "storage.s3.cache_gb" in text
+    objects("--set", "storage.s3.cache_gb=9.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16Gi", 16 << 30), ("512Mi", 512 << 20), ("1.5G", 1.5e9), ("3k", 3000), ("2Ki", 2048)]
+)
+def test_sizes_are_read_as_kubernetes_reads_them(text, size):
+    assert bytes_of(text) == size
 
 
 def test_a_cron_job_of_ray_needs_a_time(folder):
