@@ -38,6 +38,8 @@ def start(
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     common: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "WARNING"}
     if where == "local":
+        # When a run is killed, Ray's agents would look for its head for a minute.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
         with interrupts.kept():
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=objects_mb << 20,
