@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.storage import Storage
+from pipelines.checkpoints import LATEST
 from pipelines.rates import duration
 from pipelines.train_job import Job
 from pipelines.workflow import Workflow
@@ -43,14 +44,14 @@ def later(workflow: Workflow, store: Storage, until: str | None, *, dataset_chan
 
 
 def _all(workflow: Workflow, store: Storage, dataset_changes: bool) -> list[Later]:
-    steps, job = workflow.train.steps, job_of(workflow, store)
-    if dataset_changes or job is None:
-        note = "anew when the dataset changes" if job else "there is no dataset yet"
+    steps, run = workflow.train.steps, training_of(workflow, store)
+    if dataset_changes or run is None:
+        note = "anew when the dataset changes" if run else "there is no dataset yet"
         return [Later("train", 0, steps, note=note), Later("evaluate", 0, 1), Later("register", 0, 1)]
-    newest = _newest(store, job)
+    newest = _newest(store, run)
     step = newest.step if newest else 0
     done, left = min(step, steps), max(0, steps - step)
-    rate = (told(store, job.progress) or {}).get("steps_per_second")
+    rate = (told(store, run) or {}).get("steps_per_second")
     train = Later("train", done, left, left / rate if rate else None)
     if newest is None or left:
         return [train, Later("evaluate", 0, 1), Later("register", 0, 1)]
@@ -63,30 +64,39 @@ def _all(workflow: Workflow, store: Storage, dataset_changes: bool) -> list[Late
     ]  # fmt: skip
 
 
-def job_of(workflow: Workflow, store: Storage) -> Job | None:
-    """The training of the latest dataset; None while there is none."""
+def training_of(workflow: Workflow, store: Storage) -> str | None:
+    """Where the training of the latest dataset lies; None while there is no dataset. With `train.init` it is
+    the one that was run last: only a training itself looks at the weights that it starts from."""
+    version = _named(store, DATASET, "version")
+    if version is None:
+        return None
+    if workflow.train.init and not workflow.train.name:
+        return _named(store, LATEST, "run") or "train/none"
+    return Job(workflow.storage, workflow.train, version).run
+
+
+def _named(store: Storage, key: str, name: str) -> str | None:
     try:
-        version = str(json.loads(store.read(DATASET))["version"])
+        return str(json.loads(store.read(key))[name])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
-    return Job(workflow.storage, workflow.train, version)
 
 
-def told(store: Storage, key: str) -> dict[str, Any] | None:
+def told(store: Storage, run: str) -> dict[str, Any] | None:
     """What a training last said of itself: step, steps, steps_per_second, eta_s, time."""
     try:
-        found = json.loads(store.read(key))
+        found = json.loads(store.read(f"{run}/progress.json"))
     except (FileNotFoundError, ValueError):
         return None
     names = {"step", "steps", "steps_per_second", "eta_s", "time"}
     return found if isinstance(found, dict) and names <= found.keys() else None
 
 
-def _newest(store: Storage, job: Job) -> Checkpoint | None:
+def _newest(store: Storage, run: str) -> Checkpoint | None:
     """The newest checkpoint; its files are not read."""
     from infra.checkpoints import checkpoints
 
-    return next(checkpoints(store, job.checkpoints), None)
+    return next(checkpoints(store, f"{run}/checkpoints"), None)
 
 
 def _is_registered(workflow: Workflow, checkpoint: Checkpoint) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from infra.holder import holder
 from infra.storage import Storage
 from pipelines import live
-from pipelines.after_data import job_of, told
+from pipelines.after_data import told, training_of
 from pipelines.lines import Lines
 from pipelines.losses import Losses, as_json
 from pipelines.rates import Ahead, duration, per_second, times_left, units_ahead
@@ -222,14 +222,12 @@ def _reasons(found: Survey) -> list[dict[str, Any]]:
 def _training(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
     """How far the training is, as its first worker last told; None before it. Where the training of these
     settings told nothing, that is the one that told last."""
-    job = job_of(workflow, store)
-    if job is None:
+    run = training_of(workflow, store)
+    if run is None:
         return None
-    found = told(store, job.progress)
-    if found is None:
-        others = (told(store, key) for key in store.list("train") if key.endswith("/progress.json"))
-        found = max((one for one in others if one), key=lambda one: float(one["time"]), default=None)
-    return found
+    others = (key.rpartition("/")[0] for key in store.list("train") if key.endswith("/progress.json"))
+    told_last = (one for one in (told(store, other) for other in others) if one)
+    return told(store, run) or max(told_last, key=lambda one: float(one["time"]), default=None)
 
 
 def _training_lines(training: dict[str, Any] | None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from infra.checkpoints import save  # noqa: E402
 from infra.tracking import open_run  # noqa: E402
 from model.config import tiny, to_dict  # noqa: E402
 from model.generator import Generator  # noqa: E402
+from pipelines.after_data import later  # noqa: E402
 from pipelines.checkpoints import EMA  # noqa: E402
 from pipelines.evaluate import evaluate, generate_views, multi_view, newest_checkpoint, training  # noqa: E402
 from pipelines.models import of_checkpoint  # noqa: E402
@@ -74,6 +75,11 @@ def changed(workflow: Workflow, **settings: Any) -> Workflow:
     return dataclasses.replace(workflow, evaluate=workflow.evaluate.model_copy(update=settings))
 
 
+def to_do(workflow: Workflow) -> dict[str, int]:
+    """What a dry run says of the steps after the data."""
+    return {one.name: one.todo for one in later(workflow, workflow.store(), None, dataset_changes=False)}
+
+
 def test_every_figure_is_measured_stored_and_logged_once(workflow: Workflow) -> None:
     result = evaluate(workflow)
     values = result["metrics"]
@@ -87,6 +93,7 @@ def test_every_figure_is_measured_stored_and_logged_once(workflow: Workflow) -> 
     assert len(keys) == 1
     assert json.loads(store.read(keys[0])) == result
 
+    assert to_do(workflow) == {"train": 0, "evaluate": 0, "register": 1}
     written = store.path(keys[0]).stat().st_mtime_ns
     assert evaluate(workflow) == result
     assert store.path(keys[0]).stat().st_mtime_ns == written
@@ -163,13 +170,16 @@ def test_a_diverged_checkpoint_is_refused_and_leaves_no_result(workflow: Workflo
 
 
 def test_the_newest_checkpoint_is_registered_once_with_its_evidence(workflow: Workflow) -> None:
+    assert to_do(workflow) == {"train": 0, "evaluate": 1, "register": 1}
     first, again = register(workflow), register(workflow)
     assert (first.version, first.created, again.version, again.created) == (1, True, 1, False)
     found = find_version(workflow.storage.tracking, "pv3d", "candidate")
     assert found is not None
     assert found.tags["step"] == "24"
     assert found.tags["data"] == training(workflow).dataset
+    assert to_do(workflow) == {"train": 0, "evaluate": 1, "register": 0}
     checkpoint(workflow, 48, generator(1))
+    assert to_do(workflow) == {"train": 0, "evaluate": 1, "register": 1}
     assert register(workflow).version == 2
     assert find_version(workflow.storage.tracking, "pv3d", "champion") is None
 

@@ -194,3 +194,18 @@ def test_a_long_list_of_units_is_written_without_being_held(tmp_path, monkeypatc
     found = json.loads(line)
     assert (found["total"], len(found["units"])) == (40_000, 40_000)
     assert found["units"][-1]["source"] == "list/v0039999.mp4"
+
+
+def test_the_training_is_told_with_its_rate_and_the_time_it_still_takes(tiny):
+    from pipelines.after_data import training_of
+
+    workflow = tiny.load("train.steps=1000")
+    tiny.store.write("dataset/latest.json", b'{"version": "abc"}')
+    assert workflow_status(workflow)[0]["training"] is None
+    said = {"step": 200, "steps": 1000, "steps_per_second": 0.5, "eta_s": 1600.0, "time": time.time()}
+    tiny.store.write(f"{training_of(workflow, tiny.store)}/progress.json", json.dumps(said).encode())
+    answer, text = workflow_status(workflow)
+    assert answer["training"] == said
+    assert "training: update 200 of 1,000, 30/min, 26 min 40 s left" in text
+    other, _ = workflow_status(tiny.load("train.steps=1000", "train.seed=9"))
+    assert other["training"] == said          # of this one nothing is known, and that one is going on
