@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import uuid
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import pytest
 from infra.holder import holder
 from infra.storage import FolderStorage, StorageError
 from pipelines import gc, lines, live
+from pipelines.plan import describe_plan
 from pipelines.progress import Progress
+from pipelines.run import run_workflow
 from pipelines.runner import prepare
 from pipelines.status import workflow_status
 
@@ -209,3 +212,25 @@ def test_the_training_is_told_with_its_rate_and_the_time_it_still_takes(tiny):
     assert "training: update 200 of 1,000, 30/min, 26 min 40 s left" in text
     other, _ = workflow_status(tiny.load("train.steps=1000", "train.seed=9"))
     assert other["training"] == said          # of this one nothing is known, and that one is going on
+
+
+def test_on_s3_too_a_run_tells_how_far_it_is_and_a_dry_run_what_is_stale(s3, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)              # where the tiny stages leave their notes
+    place = (f"storage.root=s3://pv3d-test/{uuid.uuid4().hex}", f"storage.s3.endpoint={s3.endpoint}")
+    monkeypatch.setattr(live, "_FIRST_S", (0.2, 0.2, 0.2))
+    workflow = tiny.load(*place)
+    run_workflow(workflow, until="Write", in_process=True)
+    store = workflow.store()
+    told = live.read(store, 1)
+    assert (told["ended"], told["stages"]["Write"]["done"]) == ("done", 8)
+    answer, _ = workflow_status(workflow)
+    assert (answer["run"], answer["stages"]["Write"]["ok"]) == (None, 8)
+    owner = {"what": "pv3d run", "host": "elsewhere", "pid": 7, "place": "another", "expires_s": 45.0}
+    store.write("lease/00000002.json", json.dumps(owner).encode())
+    store.write(live.key_of(2), json.dumps(told).encode())
+    seen = workflow_status(workflow)[0]["run"]
+    assert (seen["alive"], seen["host"], seen["stages"]["Mark"]["done"]) == (True, "elsewhere", 8)
+    plan, _ = describe_plan(tiny.load(*place, "stages.Keep.most=3"), "Write")
+    assert plan["why"]["Keep"] == {"settings of Keep changed: most 100 -> 3": 8}
+    held = sum(entry.bytes for entry in store.entries("ledger/Mark"))
+    assert plan["estimate"]["Mark"]["bytes"] == held > 0
