@@ -98,9 +98,8 @@ def aligned_frames(store: Storage, clip: Clip, indices: Sequence[int]) -> list[P
     with store.local(clip.aligned) as path, tarfile.open(path) as tar:
         for index in indices:
             member = tar.extractfile(f"{index:04d}.jpg")
-            picture = cv2.imdecode(
-                np.frombuffer(member.read() if member else b"\0", np.uint8), cv2.IMREAD_COLOR_RGB
-            )
+            data = (member.read() if member else b"") or b"no picture"
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
             if picture is None:
                 raise ValueError(f"{clip.aligned}: {index:04d}.jpg is no picture")
             pictures.append(np.asarray(picture, np.uint8))

@@ -74,8 +74,11 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
 
     with Progress([RECORDS, NUMBERS, PICTURES]) as progress:
 
+        def expected(records: int) -> None:
+            progress.again()
+            progress.expect(RECORDS, records)
+
         def passed() -> None:
-            progress.expect(RECORDS)
             progress.done(RECORDS)
             progress.tick()
 
@@ -83,7 +86,8 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
             progress.done(NUMBERS)
             progress.tick()
 
-        found, ledger = walk(workflow, passed), Ledger(store)
+        found, ledger = walk(workflow, expected, passed), Ledger(store)
+        progress.again()  # records that do not hold any more were counted, too
         sample = in_storage_order(found.figures.items())
         progress.expect(NUMBERS, len(sample))
         aggregate = figures.aggregate_of(workflow)

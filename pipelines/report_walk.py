@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipelines.ledger import Record, Ref
+from pipelines.ledger import Ledger, Record, Ref
 from pipelines.losses import Losses
 from pipelines.survey import Counts, Survey, Unit, survey
 from pipelines.workflow import Step, Workflow
@@ -101,7 +101,8 @@ class Walk(Survey):
     per unit and stage, and a counter of people."""
 
     steps: tuple[Step, ...] = ()
-    tick: Callable[[], None] = lambda: None
+    expect: Callable[[int], None] = lambda records: None  # told once how many there are at most
+    tick: Callable[[], None] = lambda: None  # called for each
     listed: int = 0
     clips: int = 0  # kept: out of the last stage
     people: Counter[str] = field(default_factory=Counter)  # kept clips per identity
@@ -116,6 +117,9 @@ class Walk(Survey):
     def tallies(self) -> list[Tally]:
         """Of all stages, in their order."""
         return [self._tally(step.name) for step in self.steps]
+
+    def begin(self, ledger: Ledger) -> None:
+        self.expect(sum(ledger.count(step.name) for step in self.steps))
 
     def came(self, ref: Ref) -> None:
         self.listed += 1
@@ -167,6 +171,10 @@ class Walk(Survey):
             tally.sheet(state, reason).chosen.offer(chance(ref.id), (ref, detail))
 
 
-def walk(workflow: Workflow, tick: Callable[[], None] = lambda: None) -> Walk:
-    """Follow every listed video through the current records; `tick` is called for every record."""
-    return survey(workflow, lambda: Walk(steps=workflow.steps, tick=tick))
+def walk(
+    workflow: Workflow,
+    expect: Callable[[int], None] = lambda records: None,
+    tick: Callable[[], None] = lambda: None,
+) -> Walk:
+    """Follow every listed video through the current records; `expect` and `tick` as in `Walk`."""
+    return survey(workflow, lambda: Walk(steps=workflow.steps, expect=expect, tick=tick))

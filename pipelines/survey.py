@@ -71,6 +71,9 @@ class Survey:
     def unit(self, unit: Unit) -> None:
         """Every unit, once, where it ended or waits."""
 
+    def begin(self, ledger: Ledger) -> None:
+        """Before the first unit; again, when all begins anew."""
+
     def came(self, ref: Ref) -> None:
         """Every listed video."""
 
@@ -115,6 +118,7 @@ class _Walk(Generic[S]):
         self._cut = cuts[0] if cuts else len(self.steps)     # what comes to later steps are clips
 
     def all(self) -> None:
+        self.found.begin(self.ledger)
         refs: Iterable[Ref] = self._listed()
         index = 0
         while index < len(self.steps):
