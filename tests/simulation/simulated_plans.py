@@ -121,6 +121,17 @@ def starts(leases: bool) -> tuple[Mapping[str, bytes], ...]:
     return tuple(found)
 
 
+@functools.cache
+def littered(leases: bool) -> tuple[Mapping[str, bytes], ...]:
+    """Of `starts` those with something that nothing names: half a segment, half a commit."""
+
+    def orphan(held: Mapping[str, bytes], key: str) -> bool:
+        shard = key.startswith("shards/") and f"manifest/{key[7:].partition('.')[0]}.json" not in held
+        return shard or (key.endswith(".npz") and key.removesuffix("npz") + "jsonl" not in held)
+
+    return tuple(held for held in starts(leases) if any(orphan(held, key) for key in held))
+
+
 # --- executions ------------------------------------------------------------------------------------------
 
 
@@ -170,25 +181,33 @@ def two_changes(setting: Setting, trace: bool = False, step: int = 1) -> Iterato
 def by_chance(seed: int, trace: bool = False) -> Execution:
     """Two runs, perhaps a reader and a collection, from some beginning, as the seed says.
 
-    Beginnings shortly before the end, where the commits are, are the most frequent ones.
+    With leases it mostly begins late: it takes longest then, and what is made matters less.
     """
     random = Random(seed)
-    leases = random.random() < 0.4
-    known = starts(leases)
-    start = known[int(len(known) * max(random.random(), random.random()))]
-    s3, apart = random.random() < 0.5, random.random() < 0.5
-    setting = Setting(s3, leases, apart, start, page=random.choice([2, 3, 1000]))
-    share = random.choice([0.0, 0.03, 0.08, 0.2])
+    leases, gc = random.random() < 0.4, random.random() < 0.3
     kinds = random.sample(FAULTS, random.randint(1, len(FAULTS)))
-    turns = Mixed(random, random.choice([0.02, 0.1, 0.3, 1.0]), random.choice([0.01, 0.1, 0.5]))
-    execution = Execution(setting, turns, seed, right(), trace)
+    if gc and random.random() < 0.6:
+        kinds = [kind for kind in kinds if kind not in STILL]
+    share = random.choice([0.0, 0.03, 0.08, 0.2]) if kinds else 0.0
+    execution = Execution(_setting(random, leases, gc), _turns(random), seed, right(), trace)
     for name in ("one", "two"):
         execution.add_run(name, Chance(random, share, kinds), wait=random.random() < 0.3)
     if random.random() < 0.25:
         execution.add_reader()
-    if leases and random.random() < 0.25:
-        still = bool(STILL & set(kinds)) and share > 0
-        execution.add_gc("24h" if still else "0", Chance(random, share, kinds))
+    if leases and gc:
+        grace, wait = "24h" if STILL & set(kinds) else "0", random.random() < 0.7
+        execution.add_gc(grace, Chance(random, share, kinds), wait)
     execution.run()
     execution.conclude()
     return execution
+
+
+def _setting(random: Random, leases: bool, gc: bool) -> Setting:
+    known = littered(leases) if gc and random.random() < 0.5 else starts(leases)
+    late = max(random.random(), random.random()) if leases else random.random()
+    s3, apart = random.random() < 0.5, random.random() < 0.5
+    return Setting(s3, leases, apart, known[int(len(known) * late)], page=random.choice([2, 3, 1000]))
+
+
+def _turns(random: Random) -> Turns:
+    return Mixed(random, random.choice([0.02, 0.1, 0.3, 1.0]), random.choice([0.01, 0.1, 0.5]))

@@ -110,9 +110,10 @@ class Execution:
 
         return self.add(name, body, faults)
 
-    def add_gc(self, grace: str, faults: Faults | None = None) -> Process:
+    def add_gc(self, grace: str, faults: Faults | None = None, wait: bool = False) -> Process:
+        """`pv3d gc`. Without a grace time nobody may stand still for longer than a lease lasts."""
         self.watch.collecting = True
-        return self.add("gc", lambda: pipelines.gc.gc(workflow("gc"), grace=grace), faults)
+        return self.add("gc", lambda: pipelines.gc.gc(workflow("gc"), grace=grace, wait=wait), faults)
 
     def add_reader(self, times: int = 4) -> Process:
         """Opens the dataset again and again: it is there as a whole, or not at all."""

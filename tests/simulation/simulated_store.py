@@ -50,6 +50,7 @@ class Objects:
 
     def put_new(self, key: str, data: bytes) -> bool:
         if key in self.held:
+            self.watch.events["create lost"] += key.startswith("manifest/")
             return False
         self.watch.create(self, key, data)
         self._keep(key, data)

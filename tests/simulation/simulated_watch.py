@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ class Watch:
     ended: dict[int, bool] = field(default_factory=dict)
     expires_s: dict[int, float] = field(default_factory=dict)
     sign_s: dict[int, float] = field(default_factory=dict)      # the last sign of life
+    events: Counter[str] = field(default_factory=Counter)       # what came about, for who asks whether it did
     silent_s: dict[int, float] = field(default_factory=dict)    # for how long there was none, at most
 
     def write(self, objects: Objects, key: str, data: bytes) -> None:
@@ -59,7 +61,11 @@ class Watch:
 
     def delete(self, objects: Objects, key: str) -> None:
         """Before an object goes."""
-        if key not in objects.held or not key.startswith(FOR_GOOD):
+        if key not in objects.held:
+            return
+        self.events["segment merged"] += key.endswith(".jsonl")
+        self.events["orphan collected"] += self.collecting and key.startswith(("shards/", "ledger/"))
+        if not key.startswith(FOR_GOOD):
             return
         if not self.collecting:
             self._bad(f"{key} is deleted by a run")
@@ -103,6 +109,7 @@ class Watch:
             silent_s = max(self.silent_s[before], self.world.now_s - self.sign_s[before])
             if not known_dead and silent_s < self.expires_s[before]:
                 self._bad(f"lease {number} is taken by {me}; {held_by} was silent for {silent_s:.0f} s only")
+            self.events["lease taken over"] += 1
         self.owners[number], self.ended[number] = me, False
         self.expires_s[number] = json.loads(data)["expires_s"]
         self.sign_s[number], self.silent_s[number] = self.world.now_s, 0.0

@@ -17,7 +17,7 @@ from simulated_store import ACTS, FAULTS
 from simulated_watch import LATEST
 from simulated_world import Turns
 
-SIMULATIONS = int(os.environ.get("PV3D_SIMULATIONS", "1500"))
+SIMULATIONS = int(os.environ.get("PV3D_SIMULATIONS", "1000"))
 PROGRAM = Path(__file__).with_name("simulate.py")
 
 
@@ -66,14 +66,16 @@ def test_two_runs_at_once_may_change_turns_anywhere() -> None:
 
 
 def test_two_runs_at_once_hold_whatever_happens() -> None:
-    outcomes, seen, readers = Counter(), Counter(), 0
+    outcomes, seen, events, readers = Counter(), Counter(), Counter(), 0
     for seed in range(SIMULATIONS):
         execution = by_chance(seed)
         sound(execution, f"python tests/simulation/simulate.py --seed {seed}")
+        events += execution.watch.events
         for process in execution.world.processes.values():
             seen.update(process.faults.done)
             readers += process.name == "reader"
             outcomes.update([process.outcome] if process.name in ("one", "two") else [])
+    assert set(events) == {"create lost", "segment merged", "orphan collected", "lease taken over"}
     assert set(FAULTS) <= set(seen)          # each kind of fault came, and each kind of end
     assert set(outcomes) == {"done", "dead", "refused", "interrupted", "store out of reach"}
     assert min(outcomes.values()) > SIMULATIONS / 50
