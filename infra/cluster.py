@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from infra import interrupts
 
 _MOST = "PV3D_CLUSTER_MAX"
 _ANSWER_SECONDS = 15.0
+LEAST_ROOM = 50_000_000          # bytes, of the disk that Ray keeps its session on
 OBJECTS_MB = 512                 # only clips travel, and Ray would take a third of the memory
 
 
@@ -38,6 +41,7 @@ def start(
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     common: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "WARNING"}
     if where == "local":
+        _check_room()
         # When a run is killed, Ray's agents would look for its head for a minute.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
         with interrupts.kept():
@@ -53,6 +57,18 @@ def start(
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"--ray-address {where}: cannot be joined ({first})") from None
+
+
+def _check_room() -> None:
+    """Raise ValueError for a full disk, of which Ray only says, after a minute, that it timed out."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    with contextlib.suppress(OSError):       # Ray makes a folder that is not there
+        free = shutil.disk_usage(folder).free
+        if free < LEAST_ROOM:
+            raise ValueError(
+                f"TMPDIR: {folder} has {free / 1e6:.1f} MB free, and a Ray needs {LEAST_ROOM / 1e6:.0f} MB "
+                "for its logs and sockets; make room there, or set TMPDIR to another folder"
+            )
 
 
 def check_address(address: str) -> None:

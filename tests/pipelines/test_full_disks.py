@@ -16,6 +16,7 @@ from infra.storage import FolderStorage, StorageError
 from pipelines.alone import run_alone
 from pipelines.ledger import Ledger
 from pipelines.run import run_workflow
+from pipelines.runner import prepare
 from pipelines.work import Chain, ChainSpec, SetupError
 from stages.base import Stage
 from stages.clip import Clip
@@ -149,15 +150,14 @@ def test_a_folder_without_permission_is_refused_in_one_line(tiny, tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_a_disk_that_is_full_is_told_by_workers_of_ray_too(tiny, disk, caplog):
     root = disk.path / "store"
-    workflow = tiny.load(f"storage.root={root}", "stages.Mark.seconds=0.05", "source.count=20")
-    for pages in (12, 16):
-        disk.leave(pages)
-        with pytest.raises(StorageError, match="No space left on device") as error:
-            run_workflow(workflow, until="Write")
-        assert "\n" not in str(error.value)
-        disk.free()
-        check_whole(FolderStorage(root), caplog)
-    assert run_workflow(workflow, until="Write")[0]["kept"] == 40
+    workflow = tiny.load(f"storage.root={root}")
+    disk.leave(12)
+    with pytest.raises(StorageError, match="No space left on device") as error:
+        prepare(workflow, until="Write")
+    assert "\n" not in str(error.value)
+    disk.free()
+    check_whole(FolderStorage(root), caplog)
+    assert prepare(workflow, until="Write").kept == 8
 
 
 # --- the disk for temporary files ------------------------------------------------------------------------
@@ -187,6 +187,16 @@ def test_a_full_disk_for_temporary_files_writes_no_shard_and_blames_no_clip(tmp_
 
 
 @pytest.mark.parametrize("pages", [0, 3])
+def test_no_ray_is_started_on_a_full_disk(tiny, disk, monkeypatch):
+    ray = pytest.importorskip("ray")
+    if ray.is_initialized():
+        pytest.skip("a Ray runs in this process already")
+    monkeypatch.setenv("TMPDIR", str(disk.path))
+    with pytest.raises(ValueError, match=r"TMPDIR: .* has \d\.\d MB free, and a Ray needs 50 MB .*make room"):
+        prepare(tiny.load(), until="Write")
+    assert not ray.is_initialized()
+
+
 def test_a_unit_that_is_tried_alone_is_not_failed_for_a_full_disk(tiny, disk, monkeypatch, pages):
     spec = ChainSpec((("tiny_stages:Cut", {}),), ("Cut",), str(tiny.root), {}, (str(TINY),))
     monkeypatch.setattr(tempfile, "tempdir", str(disk.path))
