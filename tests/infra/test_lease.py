@@ -123,6 +123,24 @@ def test_a_run_elsewhere_that_beats_keeps_its_store_for_longer_than_a_lease(any_
     assert json.loads(any_store.read("lease/00000002.json"))["what"] == "second"
 
 
+def test_a_beat_that_was_read_long_ago_is_no_sign_of_silence(store, monkeypatch):
+    other, read, answers = elsewhere(store), store.read, []
+    other.beat()
+
+    def slow(key):
+        data = read(key)
+        if "beat" in key:
+            answers.append(data)
+            if len(answers) == 2:
+                other.beat()
+                time.sleep(1.2)              # longer than the lease: what was read is old by then
+        return data
+
+    monkeypatch.setattr(store, "read", slow)
+    with pytest.raises(LeaseError, match="node7"), hold(store, "pv3d run"):
+        pass
+
+
 @pytest.mark.parametrize("years", [-3, 3])
 def test_what_time_it_is_elsewhere_does_not_matter(store, monkeypatch, years):
     monkeypatch.setattr(lease, "_now", lambda: f"{2026 + years}-01-01 00:00:00 UTC")
