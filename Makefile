@@ -1,4 +1,4 @@
-# make demo | test | setup | check | clean
+# make demo | test | simulate | setup | check | clean
 # PYTHON=python3.12       the interpreter of a new .venv (3.11 or newer)
 # TORCH_INDEX=URL         take PyTorch from another index, such as its CPU-only one
 
@@ -11,12 +11,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A model.py in the current folder must not stand in for our package `model`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test setup check clean
+.PHONY: help demo test simulate setup check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    videos to a registered model, on two built-in portraits (sets itself up)"
 	@echo "make test    all tests (sets itself up)"
+	@echo "make simulate  100,000 interleavings of two runs, and every crash point (ARGS='--seed N' replays one)"
 	@echo "make setup   only the environment: $(BIN)/pv3d"
 	@echo "make check   lint, types, import directions"
 	@echo "make clean   remove the environment and the demo's run"
@@ -26,6 +27,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)
+
+simulate: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/simulation/simulate.py $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .
