@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from infra.garbage import settled
 from infra.storage import Storage
 from pipelines.compact import compact
 from pipelines.groups import group_outputs, groups_of, in_storage_order, is_light, restore
@@ -78,7 +79,7 @@ def prepare(
         ledger.told, progress.told = unit_counter(), to_do_gauge()
         return executor
 
-    with Progress([step.name for step in steps], listing=True) as progress:
+    with settled(), Progress([step.name for step in steps], listing=True) as progress:
         if live is not None:
             live.progress = progress
         while True:
@@ -166,6 +167,8 @@ class _Run:
         return (ref for ref in refs if self._passes(ref, index))
 
     def _passes(self, ref: Ref, index: int) -> bool:
+        if index > 0 and not self.policy.takedown:       # other reasons were known at the start
+            return True
         reason = self.policy.stops(ref, self.ledger)
         self.prepared.taken_down |= index > 0 and reason == TAKEN_DOWN
         return not reason

@@ -126,29 +126,24 @@ class Clip:
 
     def digest(self) -> str:
         """sha256 (hex) of the whole record: equal exactly when every field is equal."""
-        parts: list[str] = []                            # what `json.dumps` with sorted keys would say
+        texts = _TEXTS.copy()                            # what `json.dumps` with sorted keys would say
         arrays: list[str] = []
-        held = self.__dict__
-        for name, start, default, text in _TEXTS:
-            value = held[name]
-            if value is default:                         # as most fields of most clips are
-                parts.append(text)
-            elif type(value) is str:
-                parts.append(start + _encode_text(value))
+        for name, value in self.__dict__.items():
+            if value is _DEFAULTS[name]:                 # as most fields of most clips are
+                continue
+            if type(value) is str:
+                texts[name] = f'"{name}":{_encode_text(value)}'
             elif isinstance(value, np.ndarray):
                 arrays.append(name)
-            elif value is not None:
-                parts.append(start + (_encode(value) if value else _encode_empty(value)))
-        sha = hashlib.sha256(f"{{{','.join(filter(None, parts))}}}".encode())
-        for name in arrays:
+                texts[name] = ""
+            elif value or type(value) is not dict:       # of none, too, the text is as it was
+                texts[name] = "" if value is None else f'"{name}":{_encode(value)}'
+        sha = hashlib.sha256(f"{{{','.join(filter(None, texts.values()))}}}".encode())
+        for name in sorted(arrays):
             array = np.ascontiguousarray(getattr(self, name))
             sha.update(f"|{name}|{array.dtype.str}|{array.shape}|".encode())
             sha.update(array.tobytes())
         return sha.hexdigest()
-
-
-def _encode_empty(value: Any) -> str:
-    return "{}" if type(value) is dict else _encode(value)
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -157,9 +152,10 @@ _encode_text = json.encoder.encode_basestring_ascii
 _ORDER = tuple(f.name for f in fields(Clip))
 _FIELDS = frozenset(_ORDER)
 _DICTIONARIES = tuple(f.name for f in fields(Clip) if f.default_factory is dict)
-# Of every field: its name in JSON, its default, and the JSON of both, made once.
-_TEXTS = tuple(
-    (f.name, f'"{f.name}":', f.default,
-     "" if f.default in (None, MISSING) else f'"{f.name}":{_encode(f.default)}')
-    for f in sorted(fields(Clip), key=lambda f: f.name)
-)
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Clip)}
+# Of every field, in the order of their names: the JSON of its default, made once; "" for none.
+_TEXTS = {
+    name: f'"{name}":{{}}' if name in _DICTIONARIES
+    else "" if _DEFAULTS[name] in (None, MISSING) else f'"{name}":{_encode(_DEFAULTS[name])}'
+    for name in sorted(_ORDER)
+}  # fmt: skip

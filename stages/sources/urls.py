@@ -23,6 +23,7 @@ from stages.clip import Clip
 from stages.sources import lists
 from stages.sources.lists import Span, number
 
+_TEXTS = frozenset({"start", "end", "identity", "licence", "split"})
 KNOWN = ("url", "start", "end", "box", "identity", "licence", "split")
 Row = dict[str, Any]
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -113,16 +114,17 @@ class Urls(Source):
         )
 
     def _span(self, row: Row) -> Span:
-        span: Span = {"licence": _text(row, "licence") or self.licence, "box_kind": "unknown"}
+        texts = {column: _text(row, column) for column in row.keys() & _TEXTS}
+        span: Span = {"licence": texts.get("licence") or self.licence, "box_kind": "unknown"}
         for column in ("start", "end"):
-            if _text(row, column):
+            if texts.get(column):
                 span[f"{column}_s"] = number(row[column], column)
         start, end = span.get("start_s", 0.0), span.get("end_s", 1e9)
         if not 0 <= start < end:
             raise Drop("bad row", f"it runs from {start:g} to {end:g} s")
         if row.get("box") not in (None, "", []):
             span |= {"boxes": [[0.0, *_box(row["box"])]], "box_unit": "frame"}
-        span |= {column: _text(row, column) for column in ("identity", "split") if _text(row, column)}
+        span |= {column: texts[column] for column in ("identity", "split") if texts.get(column)}
         rest = {k: v for k, v in row.items() if k not in KNOWN and v not in (None, "")}
         return {**span, "row_sha1": lists.row_sha1(_encode_sorted(row)), "row": rest}
 
