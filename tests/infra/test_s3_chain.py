@@ -33,7 +33,7 @@ FRAMES = 26
 WORKFLOW = """\
 storage:
   root: s3://pv3d-test/{place}/store
-  s3: {{endpoint: "{endpoint}", addressing: path, region: us-east-1, patience_s: 120}}
+  s3: {{endpoint: "{endpoint}", addressing: path, region: us-east-1, patience_s: 120, cache_gb: 0.01}}
 source: {{use: "stages.sources.folder:Folder", location: "s3://pv3d-test/{films}"}}
 stages:
   - {{use: "stages.shots:SplitShots", minimum_frames: 24}}
