@@ -85,3 +85,87 @@ def test_a_run_that_fails_gives_the_store_back(tiny):
     assert failed.returncode == 1, err
     keys = list(FolderStorage(tiny.root).list("lease"))
     assert "lease/00000001.end.json" in keys
+
+
+SHARDS = """\
+storage:
+  root: {root}
+  lease_s: 1.2
+source:
+  use: tiny_stages:Numbers
+  count: 12
+stages:
+  - use: tiny_shards:Finish
+    seconds: 0.1
+  - use: tiny_shards:SlowShards
+    buckets: 8
+    seconds: 0.2
+train:
+  variant: model.config:tiny
+"""
+started: list[subprocess.Popen[str]] = []
+ELSEWHERE = "import infra.lease; infra.lease._place = lambda: 'another machine'; "
+DEAF = "infra.lease.Lease.beat = lambda lease: None; "
+
+
+def shards(path, *arguments, before=""):
+    """A run in a process of its own, which is told what to believe `before` it starts."""
+    program = f"{before}from pipelines.cli import main; main()"
+    words = [sys.executable, "-c", program, "run", str(path), "--until", "WriteShards", "--in-process"]
+    surroundings = {**os.environ, "PYTHONPATH": TINY}
+    started.append(subprocess.Popen(
+        [*words, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings
+    ))
+    return started[-1]
+
+
+def committed(root):
+    store = FolderStorage(root)
+    return {key: store.read(key) for part in ("shards", "manifest", "dataset") for key in store.list(part)}
+
+
+@pytest.fixture(autouse=True)
+def _ended():
+    """A process that a failed test has stopped would stay for ever."""
+    yield
+    while started:
+        started.pop().kill()
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """What one run that nobody disturbs commits, and a workflow with an empty store."""
+    for name in ("alone", "both"):
+        (tmp_path / f"{name}.yaml").write_text(SHARDS.format(root=tmp_path / name))
+    one = shards(tmp_path / "alone.yaml", "--set", "stages.Finish.seconds=0")
+    assert one.wait(60) == 0, one.communicate()[1]
+    return committed(tmp_path / "alone"), tmp_path / "both.yaml", tmp_path / "both"
+
+
+def calls(root):
+    log = Path(root, "calls.log")
+    return log.read_text().count("Finish") if log.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notices", [True, False])
+def test_two_runs_that_both_hold_the_lease_commit_each_shard_once(alone, notices):
+    """The first is held up for longer than a lease lasts; what it says when it notices, and what if not."""
+    expected, path, root = alone
+    first = shards(path, before="" if notices else "import infra.lease; " + DEAF)
+    until(lambda: calls(root) > 2)
+    first.send_signal(signal.SIGSTOP)
+    begun = calls(root)
+    second = shards(path, before=ELSEWHERE)
+    until(lambda: calls(root) > begun)
+    first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == (2 if notices else 0), err
+    if notices:
+        (line,) = [line for line in err.splitlines() if line.startswith("pv3d: ")]
+        assert line.startswith(f"pv3d: storage.root: {root} was taken over by pv3d run on ")
+        assert line.endswith("which saw no sign of this run for 1.2 s; what is done is kept")
+    assert second.wait(60) == 0, second.communicate()[1]
+    assert calls(root) > 12                  # some of it was done twice
+    assert committed(root) == expected
+    assert len([key for key in expected if key.startswith("manifest/")]) > 4
