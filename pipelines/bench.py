@@ -30,9 +30,11 @@ BENCHES = {
     "landmarks": "pipelines.benches.landmarks:run",
     "ledger": "pipelines.benches.ledger:run",
     "lists": "pipelines.benches.lists:run",
+    "loader": "pipelines.benches.loader:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
     "videos": "pipelines.benches.videos:run",
+    "window": "pipelines.benches.window:run",
     "workers": "pipelines.benches.two_workers:run",
 }
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 AHEAD = 2                                    # batches that are read before they are asked for
 THREADS = 4                                  # that read and decode; both let go of the interpreter
+GENERATING = ("generator_main", "generator_reg", "discriminator_main")
+CHECK_S = 60.0                               # between looks whether the dataset was taken down
 ATTEMPTS = 8                                 # draws for one video
 
 
@@ -115,6 +117,7 @@ class Loader:
         """This worker's, of the global batch."""
         self.damage = Damage(len(clips), damaged_limit, damaged)
         self.copies = ShardCopies(dataset, [clip.tar for clip in clips], rank=rank)
+        self._check_at = time.monotonic() + CHECK_S
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
 
     def ahead(self, start: int, stop: int) -> Iterator[Batch]:
@@ -137,7 +140,11 @@ class Loader:
         """Cameras [B, n, 25] for the generated frames of a phase, and their times [B, n]: of the *global*
         batch, since videos swap cameras with each other."""
         draw = functools.partial(self.sampler.camera, step, phase)
-        drawn = [self._attempt(functools.partial(draw, video), self._camera) for video in range(self.batch)]
+
+        def read(draw: Draw) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            return self._camera(draw), draw.times
+
+        drawn = [self._attempt(functools.partial(draw, video), read) for video in range(self.batch)]
         cameras, times = (np.stack(part) for part in zip(*drawn, strict=True))
         return torch.from_numpy(cameras), torch.from_numpy(times)
 
@@ -161,10 +168,13 @@ class Loader:
             self._submit(self._video, step, video, into)
             for video, into in zip(self.videos, pixels, strict=True)
         ]
-        phases = [steps.PHASES.index(name) for name in steps.phases(step, self.recipe)] if generated else []
+        phases = [steps.PHASES.index(name) for name in steps.phases(step, self.recipe) if name in GENERATING]
+        phases = phases if generated else []
         cameras = {phase: self._submit(self.cameras, step, phase) for phase in phases}
+        still_there = self._submit(self._check)
 
         def finish() -> Batch:
+            still_there()
             read = zip(*(ready() for ready in videos), strict=True)
             times, seen = (torch.from_numpy(np.stack(part)) for part in read)
             images = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)
@@ -172,28 +182,30 @@ class Loader:
 
         return finish
 
+    def _check(self) -> None:
+        if time.monotonic() > self._check_at:
+            self._check_at = time.monotonic() + CHECK_S
+            self.dataset.check_not_taken_down()
+
     def _submit(self, call: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         if self._pool is None:
             return functools.partial(call, *arguments)
         return self._pool.submit(call, *arguments).result
 
-    def _video(self, step: int, video: int, into: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+    def _video(
+        self, step: int, video: int, into: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Times and cameras of a video; its frames go `into` [n, H, H, 3]."""
 
-        def read(draw: Draw) -> tuple[NDArray[np.float32], ...]:
-            pictures = self.dataset.pictures(draw.sample, draw.frames.tolist())
-            for frame, index in zip(into, draw.frames.tolist(), strict=True):
-                if draw.flip:
-                    cv2.flip(pictures[index], 1, frame)
-                else:
-                    frame[...] = pictures[index]
-            return draw.times, self._camera(draw)[0]
+        def read(draw: Draw) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            self.dataset.read_frames(draw.sample, draw.frames.tolist(), into, mirrored=draw.flip)
+            return draw.times, self._camera(draw)
 
         return self._attempt(functools.partial(self.sampler.real, step, video), read)
 
-    def _camera(self, draw: Draw) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _camera(self, draw: Draw) -> NDArray[np.float32]:
         cameras = self.dataset.cameras(draw.sample)[draw.frames]
-        return (camera.hflip(cameras) if draw.flip else cameras), draw.times
+        return camera.hflip(cameras) if draw.flip else cameras
 
     def _attempt(self, draw: Callable[..., Draw], read: Callable[[Draw], T]) -> T:
         """Read what is drawn, or, when it is damaged, what is drawn in its place."""

@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from model import times
 from model.config import Variant
 from stages.dataset import Dataset, Sample
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -54,32 +57,40 @@ class Sampler:
     def __init__(self, clips: list[Sample], variant: Variant, seed: int) -> None:
         self.seed, self.batch = seed, variant.recipe.batch
         self.span, self.n = variant.model.frames_span, variant.model.discriminator_frames
-        self.flip_cameras = variant.recipe.flip_fake_cameras
+        self.flips = {Stream.REAL: 0.5, Stream.CAMERAS: 0.5 if variant.recipe.flip_fake_cameras else 0.0}
         people: dict[str, list[Sample]] = {}
         for sample in sorted(clips, key=lambda s: s.clip_id):
             people.setdefault(sample.identity or sample.clip_id, []).append(sample)
         self.people = [people[name] for name in sorted(people)]
-        self._order = functools.lru_cache(2)(self._shuffled)
+        self._order = functools.lru_cache(4)(self._shuffled)
+        self._batch = functools.lru_cache(64)(self._drawn)
 
     def real(self, step: int, video: int, attempt: int = 0) -> Draw:
         """Frames of one video of the global batch. From attempt 1 on what replaces a damaged one: of a person
         at random."""
-        random = self._random(Stream.REAL, step, video, *([attempt] if attempt else []))
-        count = step * self.batch + video
-        clips = self._anybody(random) if attempt else self._person(count)
-        return self._window(random, clips, lambda: random.random() < 0.5)
+        return self._batch(Stream.REAL, step, 0, attempt)[video]
 
     def camera(self, step: int, phase: int, video: int, attempt: int = 0) -> Draw:
         """Frames whose cameras a generated video takes; drawn afresh in every phase, as official."""
-        random = self._random(Stream.CAMERAS, step, phase, video, *([attempt] if attempt else []))
-        return self._window(
-            random, self._anybody(random), lambda: self.flip_cameras and random.random() < 0.5
-        )
+        return self._batch(Stream.CAMERAS, step, phase, attempt)[video]
 
-    def _anybody(self, random: np.random.Generator) -> list[Sample]:
-        return self.people[random.integers(len(self.people))]
+    def _drawn(self, stream: Stream, step: int, phase: int, attempt: int) -> list[Draw]:
+        """For every video of the global batch; row i of the random numbers is the i-th video's."""
+        uniforms = self._random(stream, step, phase, attempt).random((self.batch, 4 + self.n))
+        person, clip, start, coin = uniforms[:, :4].T
+        indices = times.frame_indices(uniforms[:, 4:], self.span)
+        t = times.index_times(indices, self.span)
+        flips = coin < self.flips[stream]
+        drawn = []
+        for video in range(self.batch):
+            turns = stream == Stream.REAL and not attempt
+            clips = self._turn(step * self.batch + video) if turns else _pick(self.people, person[video])
+            sample = _pick(clips, clip[video])
+            first = int(start[video] * (sample.frame_count - self.span + 1))
+            drawn.append(Draw(sample, first + indices[video], t[video], bool(flips[video])))
+        return drawn
 
-    def _person(self, count: int) -> list[Sample]:
+    def _turn(self, count: int) -> list[Sample]:
         """Whose turn the `count`-th video is."""
         turn, at = divmod(count, len(self.people))
         return self.people[self._order(turn)[at]]
@@ -87,16 +98,12 @@ class Sampler:
     def _shuffled(self, turn: int) -> NDArray[np.int64]:
         return self._random(Stream.ORDER, turn).permutation(len(self.people))
 
-    def _window(
-        self, random: np.random.Generator, clips: list[Sample], coin: Callable[[], bool]
-    ) -> Draw:
-        sample = clips[random.integers(len(clips))]
-        start = random.integers(sample.frame_count - self.span + 1)
-        indices = times.frame_indices(random.random(self.n), self.span)
-        return Draw(sample, start + indices, times.index_times(indices, self.span), coin())
-
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
+
+
+def _pick(items: Sequence[T], uniform: float) -> T:
+    return items[int(uniform * len(items))]
 
 
 def check_dataset(dataset: Dataset, variant: Variant) -> list[Sample]:

@@ -1,6 +1,7 @@
 """Whole shards on this machine's disk, brought in the background while the trainer reads by range.
 
-A shard is brought when this costs less than what is still to be read of it by range: when
+Shards in a folder are read where they are. From elsewhere a shard is brought when this costs less than what
+is still to be read of it by range: when
 
     frames that this worker will draw x (bytes of a frame + what a request costs) >= bytes of the shards
 
@@ -19,13 +20,14 @@ import errno
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from infra.object_cache import machine_cache
-from infra.storage import StorageError
+from infra.storage import FolderStorage, StorageError
 from stages.dataset import Dataset
 
 log = logging.getLogger(__name__)
@@ -47,18 +49,27 @@ class ShardCopies:
 
     def __init__(self, dataset: Dataset, tars: list[str], *, rank: int = 0) -> None:
         self.dataset, self._rank = dataset, rank
-        self.tars = fitting(dataset, tars, dataset.store.cache_bytes)
+        self.tars = fitting(dataset, tars, dataset.store.cache_bytes)[: most_open()]
+        self._wanted = sorted(set(tars) & dataset.shards.keys())
         self._cache = machine_cache(dataset.store.cache_bytes)
         self._held = contextlib.ExitStack()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._started = False
         self.damaged: dict[str, str] = {}
         """Why, by the key of the shard."""
 
     def start(self, draws: int) -> None:
         """Begin, if it is worth while for so many frames that this worker is going to draw."""
-        worth = worth_copying(self.dataset, draws)
-        if self._thread is None and self.tars and worth:
+        store = self.dataset.store
+        if self._started:
+            return
+        self._started = True
+        if isinstance(store, FolderStorage):
+            for tar in self._wanted[: most_open()]:
+                with contextlib.suppress(OSError):           # told when it is read
+                    self._use(tar, store.path(tar))
+        elif self.tars and worth_copying(self.dataset, draws):
             turned = self._rank % len(self.tars)             # workers of a machine begin at different ones
             order = self.tars[turned:] + self.tars[:turned]
             self._thread = threading.Thread(target=self._bring, args=(order,), name="shards", daemon=True)
@@ -73,7 +84,7 @@ class ShardCopies:
         """Stop, and let the copies go. Nobody may read them then."""
         self._closing.set()
         self.wait()
-        for tar in self.tars:
+        for tar in self._wanted:
             self.dataset.members.use_copy(tar, None)
         self._held.close()
 
@@ -96,9 +107,12 @@ class ShardCopies:
         path = self._held.enter_context(
             self._cache.copy(f"sha256 {shard.sha256}", shard.bytes, ".tar", self._fetch(tar))
         )
+        self._use(tar, path)
+
+    def _use(self, tar: str, path: Path) -> None:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._held.callback(os.close, handle)
-        if os.fstat(handle).st_size == shard.bytes:
+        if os.fstat(handle).st_size == self.dataset.shards[tar].bytes:
             self.dataset.members.use_copy(tar, handle)
 
     def _fetch(self, tar: str) -> Callable[[Path], None]:
@@ -123,6 +137,11 @@ class ShardCopies:
                 raise _ChecksumError(f"{tar} in {store.root} does not have the sha256 of its manifest")
 
         return fetch
+
+
+def most_open() -> int:
+    """Shards that may be open at once, each with its lock: half of the files that the system allows."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
 
 
 def fitting(dataset: Dataset, tars: list[str], most_bytes: int) -> list[str]:

@@ -77,22 +77,24 @@ class Dataset:
 
     def frames(self, sample: Sample, indices: Sequence[int]) -> NDArray[np.uint8]:
         """uint8 [n, H, W, 3] RGB. Raises IndexError beyond the clip."""
-        pictures = self.pictures(sample, indices)
-        return np.stack([pictures[index] for index in indices])
+        frames = np.empty((len(indices), sample.size, sample.size, 3), np.uint8)
+        self.read_frames(sample, indices, frames)
+        return frames
 
-    def pictures(self, sample: Sample, indices: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-        """Frames by their index, each decoded once. Raises IndexError beyond the clip."""
-        wanted = sorted(set(indices))
-        for index in wanted:
+    def read_frames(
+        self, sample: Sample, indices: Sequence[int], into: NDArray[np.uint8], mirrored: bool = False
+    ) -> None:
+        """Write frames `into` [n, H, W, 3] RGB, each decoded once. Raises IndexError beyond the clip."""
+        for index in indices:
             if not 0 <= index < sample.frame_count:
                 raise IndexError(f"{sample.clip_id}: frame {index} of {sample.frame_count}")
         try:
-            return self._pictures(sample, wanted)
+            self._read_frames(sample, indices, into, mirrored)
         except DamagedError:
             if not self.members.has_copy(sample.tar):
                 raise
             self.members.use_copy(sample.tar, None)   # it may be this machine's disk
-            return self._pictures(sample, wanted)
+            self._read_frames(sample, indices, into, mirrored)
 
     def cameras(self, sample: Sample) -> NDArray[np.float32]:
         """float32 [T, 25], kept in memory."""
@@ -109,6 +111,14 @@ class Dataset:
             self._cameras[sample.clip_id] = found
         return found
 
+    def check_not_taken_down(self) -> None:
+        """Raise TakenDownError when the version was taken down since it was opened."""
+        try:
+            content = json.loads(self.store.read(f"dataset/{self.version}.json"))
+        except FileNotFoundError:            # collected: what it names may be there still
+            return
+        _check_not_taken_down(self.store, self.version, content)
+
     def landmarks(self, sample: Sample) -> NDArray[np.float32]:
         """float32 [T, 68, 2], px of the source."""
         return np.asarray(self._array(sample, "landmarks.npy"), np.float32)
@@ -118,16 +128,16 @@ class Dataset:
         values: dict[str, Any] = json.loads(self._read(sample, ["json"])[0])
         return values
 
-    def _pictures(self, sample: Sample, indices: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-        data = self._read(sample, [f"{index:04d}.jpg" for index in indices])
-        return {i: self._picture(sample, i, jpeg) for i, jpeg in zip(indices, data, strict=True)}
-
-    def _picture(self, sample: Sample, index: int, data: bytes) -> NDArray[np.uint8]:
-        what = f"{sample.clip_id} frame {index}"
-        picture = decode_jpeg(data, what)
-        if picture.shape[:2] != (sample.size, sample.size):
-            raise DamagedError(f"{what}: {picture.shape[1]}x{picture.shape[0]} px; the shard is damaged")
-        return picture
+    def _read_frames(
+        self, sample: Sample, indices: Sequence[int], into: NDArray[np.uint8], mirrored: bool
+    ) -> None:
+        first = {index: place for place, index in reversed(list(enumerate(indices)))}
+        data = self._read(sample, [f"{index:04d}.jpg" for index in first])
+        for (index, place), jpeg in zip(first.items(), data, strict=True):
+            _decode_into(into[place], jpeg, f"{sample.clip_id} frame {index}", mirrored)
+        for place, index in enumerate(indices):
+            if place != first[index]:
+                into[place] = into[first[index]]
 
     def _array(self, sample: Sample, name: str) -> NDArray[Any]:
         (data,) = self._read(sample, [name])
@@ -160,11 +170,7 @@ def open_dataset(store: Storage, version: str | None = None) -> Dataset:
             manifests = [check_key(manifest) for manifest in content["manifests"]]
             size, fps = int(content["size"]), float(content["fps"])
             schema = content["schema"]
-    if TOMBSTONE in content:
-        raise TakenDownError(
-            f"version {version} of the shards in {store.root} was taken down (see {content[TOMBSTONE]}); "
-            "`pv3d run` goes on with the version that replaced it"
-        )
+    _check_not_taken_down(store, version, content)
     if schema != SCHEMA:
         raise ValueError(
             f"{key} in {store.root} is of schema {schema!r}, this pv3d reads {SCHEMA}; read it with the pv3d "
@@ -180,6 +186,14 @@ def open_dataset(store: Storage, version: str | None = None) -> Dataset:
     return Dataset(store, version, size, fps, samples, manifests, shards)
 
 
+def _check_not_taken_down(store: Storage, version: str, content: dict[str, Any]) -> None:
+    if TOMBSTONE in content:
+        raise TakenDownError(
+            f"version {version} of the shards in {store.root} was taken down (see {content[TOMBSTONE]}); "
+            "`pv3d run` goes on with the version that replaced it"
+        )
+
+
 def _checked(sample: Sample) -> Sample:
     """Raises ValueError for what no stage writes."""
     texts = (sample.clip_id, sample.identity, sample.source, sample.licence, sample.split)
@@ -191,14 +205,27 @@ def _checked(sample: Sample) -> Sample:
     return sample
 
 
-def decode_jpeg(data: bytes, what: str) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB. Raises ValueError, naming `what`, for bytes that are no whole JPEG."""
+def decode_jpeg(data: bytes, what: str, bgr: bool = False) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB. Raises DamagedError, naming `what`, for bytes that are no whole JPEG."""
     import cv2
 
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        order = cv2.IMREAD_COLOR_BGR if bgr else cv2.IMREAD_COLOR_RGB
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), order)
     except cv2.error:                        # of no bytes, and of a header that promises a gigapixel
         picture = None
     if picture is None or data[-2:] != b"\xff\xd9":   # some versions make up what is cut off
         raise DamagedError(f"{what}: not a whole JPEG; the shard is damaged")
     return np.asarray(picture, np.uint8)
+
+
+def _decode_into(into: NDArray[np.uint8], data: bytes, what: str, mirrored: bool) -> None:
+    import cv2
+
+    picture = decode_jpeg(data, what, bgr=mirrored)
+    if picture.shape != into.shape:
+        raise DamagedError(f"{what}: {picture.shape[1]}x{picture.shape[0]} px; the shard is damaged")
+    if mirrored:                             # the bytes of a row from its end on: BGR becomes RGB
+        cv2.flip(picture.reshape(len(picture), -1), 1, into.reshape(len(into), -1))
+    else:
+        into[...] = picture

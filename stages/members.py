@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from infra.storage import Storage
 
 MOST_MEMBER = 1 << 28                        # bytes
+MOST_SHARD = 1 << 42
 TOMBSTONE = "taken_down"                     # the key whose value names the record below takedown/
 
 
@@ -109,7 +110,7 @@ def _whole(data: bytes, size: int) -> bytes:
 def _parse(data: bytes) -> dict[str, _Clip]:
     rows: dict[str, list[tuple[str, int, int]]] = {}
     for clip_id, name, at, size in json.loads(data)["members"]:
-        if not (type(at) is int and type(size) is int and at >= 0 and 0 <= size <= MOST_MEMBER):
+        if not (type(at) is int and type(size) is int and 0 <= at <= MOST_SHARD and 0 <= size <= MOST_MEMBER):
             raise ValueError(f"{name}: {size} bytes at {at}")
         rows.setdefault(clip_id, []).append((name, at, size))
     shared: dict[tuple[str, ...], dict[str, int]] = {}

@@ -26,12 +26,11 @@ class Ramps(Dataset):
 
     read: list[str] = field(default_factory=list)
 
-    def pictures(self, sample: Sample, indices):  # type: ignore[no-untyped-def]
+    def read_frames(self, sample: Sample, indices, into, mirrored=False):  # type: ignore[no-untyped-def]
         self.read.append(sample.identity)
-        frame = np.zeros((SIDE, SIDE, 3), np.uint8)
-        frame[..., 0] = int(sample.clip_id)
-        frame[..., 2] = np.arange(SIDE)
-        return {index: frame + np.uint8([0, index, 0]) for index in indices}
+        into[..., 0] = int(sample.clip_id)
+        into[..., 1] = np.asarray(indices)[:, None, None]
+        into[..., 2] = np.arange(SIDE)[::-1] if mirrored else np.arange(SIDE)
 
     def cameras(self, sample: Sample):  # type: ignore[no-untyped-def]
         yaws = np.linspace(-20, 20, sample.frame_count) + int(sample.clip_id)
@@ -144,9 +143,9 @@ def test_windows_reach_from_the_first_to_the_last_frame(dataset: Ramps, span: in
 
 
 def test_an_error_of_the_reader_reaches_the_trainer(dataset: Ramps, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(sample: Sample, indices: object) -> None:
+    def damaged(sample: Sample, *arguments: object, **more: object) -> None:
         raise ValueError(f"{sample.clip_id} frame 0: not a whole JPEG; the shard is damaged")
 
-    monkeypatch.setattr(dataset, "pictures", damaged)
+    monkeypatch.setattr(dataset, "read_frames", damaged)
     with pytest.raises(ValueError, match="the shard is damaged"):
         next(Loader(dataset, tiny(), seed=0).ahead(0, 4))
