@@ -203,7 +203,7 @@ def simulated() -> Iterator[None]:
     level, threshold = logging.root.manager.disable, gc.get_threshold()
     logging.disable(logging.CRITICAL)
     gc.freeze()                              # of what is there already nothing goes
-    gc.set_threshold(50_000, 50, 100)
+    gc.set_threshold(50_000, 50, 1000)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", _quick_folder())

@@ -34,9 +34,10 @@ UNREACHABLE = {"refused", "lost", "late", "outage", "pause", "slow", "slow answe
 COMMITTED = ("aligned/", "shards/", "manifest/", "dataset/")
 HOST = "node"
 
+_SETTLED = re.compile(r"ledger/.*\.json$")
 _SECONDS = re.compile(rb'"seconds":[^,}]*')
 
-_concluded: set[Hashable] = set()            # stores from which an undisturbed run was seen to end right
+_concluded: set[int] = set()                 # stores from which an undisturbed run was seen to end right
 
 
 class Simulated(Workflow):
@@ -152,8 +153,8 @@ class Execution:
             process.outcome = "dead" if process.actors[0].unwound else "done"
         elif isinstance(error, LeaseError):
             process.outcome = "refused"
-            if set(self.watch.owners.values()) <= {process}:
-                self.world.violation(f"{process}: {error}; but nobody else ever had it")
+            if set(self.watch.owners.values()) <= {process} or f"(pid {process.pid})" in str(error):
+                self.world.violation(f"{process} stands in its own way: {error}")
         elif isinstance(error, StorageError) and unreachable:
             process.outcome = "store out of reach"
         elif isinstance(error, KeyboardInterrupt) and "interrupt" in done:
@@ -173,7 +174,7 @@ class Execution:
         """
         self.world.settle()
         self.line.down_until_s = 0.0
-        before = self._state()
+        before = hash(self._state())
         if self.violations or before in _concluded:
             return
         self.watch.collecting = False
@@ -195,11 +196,11 @@ class Execution:
             for key in sorted(held) if key.startswith("ledger/") and key.endswith(".jsonl")
         ]  # fmt: skip
         begun = tuple(key for key in self.setting.start if key.startswith("dataset/"))
-        finished = tuple(held[key] for key in sorted(held) if key.endswith("finished.json"))
+        settled = tuple(item for item in sorted(held.items()) if _SETTLED.match(item[0]))
         committed = frozenset(key for key in held if key.startswith(COMMITTED))
         latest = held.get(LATEST)
         leases = (self.setting.leases, self.setting.apart, lease > 0, over)
-        return leases, tuple(records), finished, committed, begun, latest
+        return leases, tuple(records), settled, committed, begun, latest
 
     def _alone(self, add: Callable[[], Process]) -> Process:
         self.world.turns, self.calm = Turns(), True
