@@ -16,9 +16,8 @@ pytest.importorskip("dlib")
 pytest.importorskip("av")
 
 from fault_proxy import FaultProxy
+from people_store import contents, outcomes
 
-from infra.storage import Storage
-from pipelines.ledger import Ledger
 from pipelines.runner import prepare
 from pipelines.workflow import load
 from stages.sources import portraits
@@ -106,22 +105,13 @@ def place(films, tmp_path):
     return lambda: Place(films, tmp_path, uuid.uuid4().hex[:12])
 
 
-def made(store: Storage) -> dict[str, bytes]:
+def made(workflow) -> dict[str, bytes]:
     """What readers see."""
-    folders = ("shards", "manifest", "dataset")
-    return {key: store.read(key) for folder in folders for key in store.list(folder)}
+    return contents(workflow.store(), "shards", "manifest", "dataset")
 
 
-def outcomes(workflow) -> dict[str, dict[str, tuple]]:
-    """By stage and unit: how it ended, after how many attempts, and what came out of it."""
-    ledger = Ledger(workflow.store())
-    return {
-        step.name: {
-            unit: (one.state, one.reason, one.attempts, [(out.id, out.digest) for out in one.outputs])
-            for unit, one in ledger.records(step.name).items()
-        }
-        for step in workflow.steps
-    }
+def ends(workflow) -> dict[str, dict[str, tuple]]:
+    return outcomes(workflow.store(), [step.name for step in workflow.steps])
 
 
 def sent(proxy: FaultProxy, films: Films) -> dict[str, float]:
@@ -140,7 +130,7 @@ def test_the_chain_on_ray_through_faults_and_an_outage_makes_what_it_makes_undis
         prepare(quiet.load(proxy.endpoint), in_process=True)
         assert set(sent(proxy, films).values()) == {1.0}
     expected = quiet.load(rgw.endpoint)
-    shards, ended = made(expected.store()), outcomes(expected)
+    shards, ended = made(expected), ends(expected)
     clips = 2 * len(films.bytes)
     assert [len(units) for units in ended.values()] == [3, *[clips] * 8]
     assert {one[0] for units in ended.values() for one in units.values()} == {"ok"}
@@ -155,8 +145,8 @@ def test_the_chain_on_ray_through_faults_and_an_outage_makes_what_it_makes_undis
     assert done.kept == clips
     assert sum(count for fault, count in faults.items() if "after" in fault) >= 3, (faults, requests)
     result = rough.load(rgw.endpoint)
-    assert outcomes(result) == ended         # nothing lost, nothing twice, nothing tried twice
-    assert made(result.store()) == shards
+    assert ends(result) == ended         # nothing lost, nothing twice, nothing tried twice
+    assert made(result) == shards
     assert not list(result.store().unfinished())
     assert sum(prepare(rough.load(rgw.endpoint), in_process=True).redone.values()) == 0
 

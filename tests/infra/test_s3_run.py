@@ -17,10 +17,10 @@ pytest.importorskip("cv2")
 pytest.importorskip("moto.server")
 
 from fault_proxy import FaultProxy
-from people_store import STAGES, contents, workflow_file
+from people_store import STAGES, contents, outcomes, workflow_file
 
 from infra.storage import FolderStorage, Storage
-from pipelines.ledger import Ledger, read_segment
+from pipelines.ledger import read_segment
 from pipelines.runner import prepare
 from pipelines.workflow import load
 from stages.dataset import open_dataset
@@ -41,20 +41,6 @@ def workflow(root, *changes):
 def made(store: Storage) -> dict[str, bytes]:
     """What readers see: shards, indices, manifests and the dataset."""
     return contents(store, "shards", "manifest", "dataset")
-
-
-def outcomes(store: Storage) -> dict[str, dict[str, tuple]]:
-    """By stage and unit: how it ended, and what came out of it."""
-    ledger = Ledger(store)
-    return {
-        stage: {
-            record.unit: (
-                record.state, record.reason, [(out.id, out.digest, out.state) for out in record.outputs]
-            )
-            for record in ledger.records(stage)
-        }
-        for stage in STAGES
-    }
 
 
 def records_written(store: Storage) -> dict[str, int]:

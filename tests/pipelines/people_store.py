@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from infra.storage import FolderStorage, Storage
+from pipelines.ledger import Ledger
 from pipelines.workflow import Workflow, load
 
 _WORKFLOW = """\
@@ -33,6 +36,20 @@ def contents(store: Storage, *folders: str) -> dict[str, bytes]:
     """What the folders hold; without a name, all but the leases."""
     keys = [key for folder in folders or ("",) for key in store.list(folder)]
     return {key: store.read(key) for key in keys if not key.startswith("lease/")}
+
+
+def outcomes(store: Storage, stages: Sequence[str] = STAGES) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """By stage and unit: how it ended, after how many attempts, and what came out of it."""
+    ledger = Ledger(store)
+    return {
+        stage: {
+            one.unit: (
+                one.state, one.reason, one.attempts, [(out.id, out.digest, out.state) for out in one.outputs]
+            )
+            for one in ledger.records(stage)
+        }
+        for stage in stages
+    }
 
 
 class PeopleStore:
