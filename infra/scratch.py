@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-CACHE_KB = 4096
+CACHE_KB = 4096                              # of pages, and for sorting: little, so that it is soon used up
 HELD = 1024                                  # values that `Shelf` holds
 _FLUSHED = 1 << 16                           # names that are held before they go to the disk, sorted
 _FILTER_BYTES = 1 << 21
@@ -58,7 +58,7 @@ class Seen:
     """Names that came already."""
 
     def __init__(self) -> None:
-        self._db = temporary_database()
+        self._db = temporary_database(CACHE_KB // 2)
         self._db.execute("CREATE TABLE seen (name TEXT PRIMARY KEY) WITHOUT ROWID")
         self._filter = _Filter()
         self._last: set[str] = set()
@@ -82,7 +82,7 @@ class Shelf(Generic[T]):
     """Values by name, most of them on the disk. `made` gives that of a name that has none."""
 
     def __init__(self, made: Callable[[], T], write: Callable[[T], str], read: Callable[[str], T]) -> None:
-        self._db = temporary_database()
+        self._db = temporary_database(CACHE_KB // 2)
         self._db.execute("CREATE TABLE shelf (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self._filter = _Filter()
         self._held: OrderedDict[str, T] = OrderedDict()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from infra.scratch import put_all, temporary_database
 from pipelines.records import unit_of
 
-CACHE_KB = 16_384
 PAGE_ROWS = 512                              # that are read at a time, where all are
 
 
@@ -34,7 +33,7 @@ class Index:
     """Lines of segments by stage and unit. A line that is put later takes the place of an earlier one."""
 
     def __init__(self) -> None:
-        self._db = temporary_database(CACHE_KB)
+        self._db = temporary_database()
         self._db.execute(
             "CREATE TABLE segments (number INTEGER PRIMARY KEY, stage TEXT, key TEXT, arrays INTEGER, "
             "rows INTEGER)"
@@ -133,7 +132,7 @@ class Index:
         found: int = self._db.execute(f"SELECT count(*) FROM {self._tables[stage]}").fetchone()[0]
         return found
 
-    def segments(self, stage: str) -> list[tuple[Segment, int]]:
+    def segments(self, stage: str) -> Iterator[tuple[Segment, int]]:
         """Every segment of a stage in the order of the store, with how many of its records are the latest."""
         table = self._tables[stage]
         rows = self._db.execute(
@@ -141,7 +140,7 @@ class Index:
             f"(SELECT segment, count(*) AS live FROM {table} GROUP BY segment) ON segment = number "
             "WHERE stage = ? ORDER BY key", (stage,),
         )
-        return [(Segment(number, key, arrays, rows_), live) for number, key, arrays, rows_, live in rows]
+        return ((Segment(number, key, arrays, count), live) for number, key, arrays, count, live in rows)
 
     def _segment(self, key: str) -> Segment:
         row = self._db.execute(

@@ -226,12 +226,11 @@ class Ledger:
                     raise LostSegmentError(f"ledger/{stage}") from error
 
     def _load_now(self, stage: str) -> None:
-        sizes = {entry.key: entry.bytes for entry in self.store.entries(f"ledger/{stage}")}
-        keys = [key for key in sizes if key.endswith(".jsonl") and key not in self._lost]
         self._index.open(stage)
-        for key, data in self.fetched(keys):
+        found = [pair for pair in self._listed(stage) if pair[0] not in self._lost]
+        for (_, arrays), (key, data) in zip(found, self.fetched([key for key, _ in found]), strict=True):
             try:
-                if (arrays := sizes.get(_arrays_of(key))) is None:
+                if arrays is None:
                     raise ValueError("no arrays")
                 if lines := lines_of(data, key, arrays):
                     self._index.put(stage, key, arrays, lines)
@@ -240,6 +239,20 @@ class Ledger:
                 if isinstance(error, DamagedArraysError):
                     self.unreadable.add(key)
         self._index.seal(stage)
+
+    def _listed(self, stage: str) -> Iterator[tuple[str, int | None]]:
+        """(segment, bytes of its arrays), of each that is there, in order."""
+        segment = ""
+        for entry in self.store.entries(f"ledger/{stage}"):      # a .npz comes right after its .jsonl
+            if entry.key.endswith(".npz") and segment == entry.key.removesuffix("npz") + "jsonl":
+                yield segment, entry.bytes
+                segment = ""
+            elif entry.key.endswith(".jsonl"):
+                if segment:
+                    yield segment, None
+                segment = entry.key
+        if segment:
+            yield segment, None
 
     def fetched(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """(key, content), in order; from afar some are on their way at once."""
@@ -285,7 +298,7 @@ class Ledger:
 
     # --- for `pipelines.compact` -------------------------------------------------------------------------
 
-    def segments(self, stage: str) -> list[tuple[Segment, int]]:
+    def segments(self, stage: str) -> Iterator[tuple[Segment, int]]:
         """Every sound segment of a stage in the order of the store, with how many of its records count."""
         self._load(stage)
         return self._index.segments(stage)
