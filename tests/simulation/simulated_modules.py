@@ -180,7 +180,8 @@ def simulated() -> Iterator[None]:
     dates = SimpleNamespace(now=lambda zone: datetime.fromtimestamp(clock.time(), zone))
     session = SimpleNamespace(client=lambda *_, **__: now().client)
     jitter = SimpleNamespace(uniform=lambda low, high: now().random.uniform(low, high))
-    dull = functools.partial(Progress, console=SimpleNamespace(is_terminal=False))
+    console: Any = SimpleNamespace(is_terminal=False)
+    dull = functools.partial(Progress, console=console)
     fakes: list[tuple[Any, str, Any]] = [
         (infra.lease, "time", clock), (infra.lease, "threading", threading), (infra.lease, "os", machine),
         (infra.lease, "_process", _process), (infra.lease, "_place", lambda: now().world.me.process.host),

@@ -6,12 +6,14 @@ import functools
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from stages import Clip, Drop, Source, Stage
+from infra.storage import Storage
+from stages import Clip, Drop, Rejected, Source, Stage
 from stages.shards import WriteShards, aligned_frames
 
 WORKFLOW = """\
@@ -35,7 +37,7 @@ class Three(Source):
 
     count: int = 3
 
-    def clips(self, store):
+    def clips(self, store: Storage) -> Iterator[Clip]:
         for name in "ace"[: self.count]:
             yield Clip(name, f"{name}.mp4", f"/none/{name}.mp4", "1", licence="CC0")
 
@@ -48,10 +50,10 @@ class Frames(Stage):
     reads: ClassVar[tuple[str, ...]] = ("video",)
     writes: ClassVar[tuple[str, ...]] = ("fps", "frame_times_s", "crop_size", "aligned", "identity")
 
-    def setup(self, store):
+    def setup(self, store: Storage) -> None:
         self.store = store
 
-    def process(self, clip):
+    def process(self, clip: Clip) -> Iterator[Clip | Rejected]:
         if clip.id == "c":
             raise Drop("no face")
         unit = f"{clip.id}-0"
@@ -70,7 +72,7 @@ class Shards(WriteShards):
     name: ClassVar[str] = "Shards"
     reads: ClassVar[tuple[str, ...]] = ("frame_times_s", "crop_size", "aligned", "identity")
 
-    def _members(self, clip, summary):
+    def _members(self, clip: Clip, summary: dict[str, Any]) -> dict[str, bytes]:
         members = {f"{i:04d}.jpg": data for i, data in enumerate(aligned_frames(self._store, clip))}
         return {**members, "json": json.dumps({"clip": clip.id}).encode()}
 
