@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from infra.storage import Storage
+from infra.storage import Storage, StorageError
 from pipelines.after_data import Later, later
 from pipelines.ledger import Ledger, Record, Ref
 from pipelines.rates import Ahead, duration, units_ahead
@@ -32,6 +32,7 @@ _OBJECTS = {
     "shard": (("shards", ""), ("manifest", ""), ("dataset", "")),
 }
 _FETCHED = ("videos", "")
+_IN_STORE = "store:"                         # how a video of the store is named
 _CAUSES = 5                                  # per stage that are told
 _SAMPLE = 2000                               # records of a stage that figures rest on where none was met
 
@@ -40,6 +41,7 @@ _SAMPLE = 2000                               # records of a stage that figures r
 class _Plan(Survey):
     """Also notes why units are stale, and the size of listed files that are to be read."""
 
+    store: Storage | None = None
     changes: Changes | None = None
     why: dict[str, Counter[str]] = field(default_factory=dict)
     listed: int = 0                          # listed videos that are to be read
@@ -61,16 +63,18 @@ class _Plan(Survey):
             self.why.setdefault(step.name, Counter())[why] += 1
         if ref.clip is not None and ref.clip.video and "error" not in ref.clip.listed:
             self.listed += 1
-            size = _size(ref.clip.video)
+            size = _size(ref.clip.video, self.store)
             self.sized += size is not None
             self.bytes += size or 0
 
 
-def _size(video: str) -> int | None:
-    """Of a file here; None for addresses."""
+def _size(video: str, store: Storage | None) -> int | None:
+    """Of a file here or in the store; None for addresses, and for what is not there."""
     try:
+        if video.startswith(_IN_STORE) and store is not None:
+            return store.size(video.removeprefix(_IN_STORE))
         return None if "://" in video else Path(video).stat().st_size
-    except (OSError, ValueError):
+    except (OSError, StorageError, ValueError):
         return None
 
 
@@ -109,7 +113,7 @@ def describe_plan(workflow: Workflow, until: str | None) -> Answer:
     store = workflow.store()
     data_only = any(step.name == until for step in workflow.steps)
     changes = Changes(store)
-    found = survey(workflow, lambda: _Plan(changes=changes), until if data_only else None)
+    found = survey(workflow, lambda: _Plan(store=store, changes=changes), until if data_only else None)
     rows = _rows(workflow, store, found)
     todo = any(counts.todo or counts.again for counts in found.stages.values())
     after = [] if data_only else later(workflow, store, until, dataset_changes=todo)
@@ -207,14 +211,18 @@ def _lines(answer: dict[str, Any], after: list[Later]) -> Iterator[str]:
         for text, count in list(why.items())[:_CAUSES]:
             yield f"  {count:>5}  stale at {name}: {text}"
     yield "A unit to do is counted at the first stage that it needs; 'to come' adds what that sends on."
-    yield from _total_lines(answer["total"])
+    yield from _total_lines(answer)
 
 
-def _total_lines(total: dict[str, Any]) -> Iterator[str]:
+def _total_lines(answer: dict[str, Any]) -> Iterator[str]:
+    total = answer["total"]
     if total["read_videos"]:
         known = total["read_videos_sized"]
         of = "" if known == total["read_videos"] else f"; the size of {known:,} of them is known"
         yield f"To read: {total['read_videos']:,} listed videos, {size(total['read_bytes'])}{of}."
+    if not any(row["from_units"] or not row["units_to_come"] for row in answer["estimate"].values()):
+        yield "No record tells yet what these stages add to the store, or how long they take."
+        return
     less = "" if total["bytes_complete"] else "at least "
     yield (
         f"In the store {size(total['bytes'])}; to come {less}{size(total['bytes_to_come'])}, an estimate by "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from infra.read_only import read_only
 from infra.storage import Storage
 from pipelines.groups import groups_of
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, holds, in_pages, members_digest
@@ -94,10 +95,11 @@ S = TypeVar("S", bound=Survey)
 
 
 def survey(workflow: Workflow, make: Callable[[], S], until: str | None = None) -> S:
-    """Reads records, never an array of a clip that went on. The store may be one that only reads."""
-    store = workflow.store()
+    """Reads records, never an array of a clip that went on. Writes nothing, and deletes nothing."""
+    store = read_only(workflow.store())
+    ledger = Ledger(store)
     while True:
-        walk = _Walk(workflow, store, Ledger(store), make(), until)
+        walk = _Walk(workflow, store, ledger, make(), until)
         try:
             walk.all()
             walk.found.over(walk.ledger)

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -102,7 +104,34 @@ def test_units_to_come_bytes_and_time_follow_from_the_records(tiny):
 def test_before_the_first_run_it_says_that_nothing_tells_the_time(tiny):
     answer, text = plan(tiny)
     assert answer["total"]["seconds_without"] == ["Cut", "Mark", "Second", "Keep", "Write"]
-    assert "No record tells yet how long these take: Cut, Mark, Second, Keep, Write." in text
+    assert "No record tells yet what these stages add to the store, or how long they take." in text
+    prepare(tiny.load(), in_process=True, until="Mark")
+    _, text = plan(tiny, "source.count=9")
+    assert "No record tells yet how long these take: Second, Keep, Write." in text
+
+
+def test_what_is_damaged_is_told_as_to_do_and_left_as_it_is(tiny):
+    prepare(tiny.load(), in_process=True)
+    for path in (tiny.root / "ledger" / "Second").glob("*.npz"):
+        path.write_bytes(bytes(path.stat().st_size))
+    held = files(tiny)
+    answer, _ = plan(tiny, "stages.Keep.most=3")
+    assert answer["stages"]["Second"]["todo"] == 8
+    assert files(tiny) == held
+
+
+def test_the_videos_of_the_demo_are_not_made_for_it(tmp_path, monkeypatch):
+    from pipelines.workflow import load
+    from stages.sources import portraits
+
+    pytest.importorskip("cv2")
+    name, scene = next(iter(portraits.SCENES.items()))
+    monkeypatch.setattr(portraits, "SCENES", {name: replace(scene, frames=2)})
+    path = Path(__file__).parents[2] / "workflow.yaml"
+    workflow = load(path, "demo", [f"storage.root={tmp_path}/store", f"storage.tracking=sqlite:///{tmp_path}/db"])
+    answer, _ = describe_plan(workflow, "SplitShots")
+    assert answer["stages"]["SplitShots"]["todo"] == 1
+    assert not (tmp_path / "store").exists()
 
 
 def test_listed_files_are_measured(tmp_path):
