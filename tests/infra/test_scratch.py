@@ -1,0 +1,42 @@
+import json
+import random
+
+import pytest
+
+from infra import scratch
+from infra.scratch import Seen, Shelf
+
+
+@pytest.fixture(params=[1 << 16, 4])
+def few(request, monkeypatch):
+    """As many names as a test has fit into memory, or hardly any."""
+    monkeypatch.setattr(scratch, "_FLUSHED", request.param)
+    monkeypatch.setattr(scratch, "HELD", 2)
+
+
+def test_a_name_is_seen_when_it_came_before(few):
+    names = [str(number) for number in random.Random(0).choices(range(300), k=1000)]
+    seen, known = Seen(), set()
+    for name in names:
+        assert seen.again(name) == (name in known)
+        known.add(name)
+
+
+def test_a_filter_that_is_full_only_costs_time(few, monkeypatch):
+    monkeypatch.setattr(scratch, "_FILTER_BYTES", 1)
+    monkeypatch.setattr(scratch, "_FILTER_MASK", 7)
+    seen = Seen()
+    assert not any(seen.again(str(number)) for number in range(100))
+    assert all(seen.again(str(number)) for number in range(100))
+
+
+def test_values_are_kept_as_they_were_changed(few):
+    shelf = Shelf(list, json.dumps, json.loads)
+    wanted: dict[str, list[int]] = {}
+    random_ = random.Random(1)
+    for number in range(1000):
+        name = str(random_.randrange(50))
+        shelf[name].append(number)
+        wanted.setdefault(name, []).append(number)
+    assert {name: shelf[name] for name in wanted} == wanted
+    assert shelf["new"] == []
