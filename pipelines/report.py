@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from infra.storage import FolderStorage, Storage
 
 if TYPE_CHECKING:
+    from pipelines.ledger import Ledger, Ref
+    from pipelines.policy import Policy
+    from pipelines.progress import Progress
     from pipelines.report_figures import Seen
     from pipelines.report_walk import Walk
     from pipelines.workflow import Workflow
@@ -67,6 +70,7 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
     from pipelines import report_tables as tables
     from pipelines.groups import in_storage_order
     from pipelines.ledger import Ledger
+    from pipelines.policy import Policy
     from pipelines.progress import Progress
     from pipelines.report_sources import source_tables
     from pipelines.report_training import evaluation_section, model_section, training_section
@@ -88,12 +92,15 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
 
         found, ledger = walk(workflow, expected, passed), Ledger(store)
         progress.again()  # records that do not hold any more were counted, too
-        sample = in_storage_order(found.figures.items())
+        stage, chosen = found.shown
+        policy = Policy(workflow, store)
+        shown = [ref for ref in chosen.items() if not policy.stops(ref, ledger)]
+        sample = in_storage_order(shown)
         progress.expect(NUMBERS, len(sample))
         aggregate = figures.aggregate_of(workflow)
         seen = figures.measure(ledger, sample, aggregate, read)
         unlike = figures.rejected_scores(ledger, in_storage_order(found.scored.items()), aggregate)
-        pictures = _pictures(workflow, store, ledger, found, seen, progress)
+        pictures = _pictures(policy, ledger, found, shown, seen, progress)
     made = tables.dataset(store)
     return {
         "states": tables.STATES,
@@ -112,7 +119,8 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
         "figures": figures.figures(workflow, seen, found, unlike),
         "sources": source_tables(store, seen),
         "sampled": seen.clips,
-        "kept_total": found.clips,
+        "chosen_from": chosen.offered,
+        "stage_shown": stage,
         **pictures,
         "training": training_section(workflow, store),
         "evaluation": evaluation_section(workflow, store),
@@ -121,18 +129,18 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
 
 
 def _pictures(
-    workflow: Workflow, store: Storage, ledger: Any, found: Walk, seen: Seen, progress: Any
+    policy: Policy, ledger: Ledger, found: Walk, refs: list[Ref], seen: Seen, progress: Progress
 ) -> dict[str, Any]:
     """Contact sheets, and cameras over frames."""
     from pipelines import report_sheets as sheets
-    from pipelines.policy import Policy
 
     def drawn() -> None:
         progress.done(PICTURES)
         progress.tick()
 
+    store = ledger.store
     album = sheets.Album(store, sheets.PICTURE_BYTES, sheets.PICTURE_SECONDS, drawn)
-    shown = found.figures.items()[: sheets.KEPT_SHOWN]
+    shown = refs[: sheets.KEPT_SHOWN]
     wanted = sheets.posed(seen, shown)
     progress.expect(PICTURES, len(wanted) + len(shown) + sheets.pictures_of(found))
     # Cameras first: what is likely to be left out for want of room comes last.
@@ -140,7 +148,7 @@ def _pictures(
     return {
         "posed": posed,
         "kept": sheets.kept_rows(album, ledger, shown),
-        "sheets": sheets.rejected_sheets(album, ledger, Policy(workflow, store), found),
-        "poses": sheets.pose_rows(store, ledger, found.posed.items()),
+        "sheets": sheets.rejected_sheets(album, ledger, policy, found),
+        "poses": sheets.pose_rows(store, ledger, found),
         "left_out": album.text,
     }

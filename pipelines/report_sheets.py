@@ -21,6 +21,7 @@ from stages.clip import Clip
 KEPT_SHOWN = 24
 SHEETS_SHOWN = 8  # reasons of a stage
 POSED_SHOWN = 4  # clips beside the extremes
+TRUE_SHOWN = 32  # clips whose cameras are compared with true ones
 POSE_SIDE = 288  # px
 PICTURE_BYTES = 10 << 20  # of all pictures of a page
 PICTURE_SECONDS = 600.0
@@ -205,21 +206,22 @@ def _posed(store: Storage, clip: Clip, frame: int) -> Look:
     return Look(pictures)
 
 
-def pose_rows(store: Storage, ledger: Ledger, refs: list[Ref]) -> list[dict[str, str]]:
+def pose_rows(store: Storage, ledger: Ledger, found: Walk) -> list[dict[str, str]]:
     """Camera errors of clips whose true cameras are known; the last row is their mean."""
     from stages.sources.portraits import pose_errors
 
-    found: dict[str, dict[str, float]] = {}
-    for ref in refs:
+    posed = [tally.passed for tally in found.tallies if "cameras" in tally.step.stage.writes]
+    errors_of: dict[str, dict[str, float]] = {}
+    for ref in posed[-1].items()[:TRUE_SHOWN] if posed else ():
         clip = load(ledger, ref)
         errors = pose_errors(store, clip) if clip is not None else None
         if errors is not None:
-            found[ref.id] = errors
-    if not found:
+            errors_of[ref.id] = errors
+    if not errors_of:
         return []
-    names = list(next(iter(found.values())))
-    ordered = dict(sorted(found.items()))
-    ordered["mean"] = {name: float(np.mean([e[name] for e in found.values()])) for name in names}
+    names = list(next(iter(errors_of.values())))
+    ordered = dict(sorted(errors_of.items()))
+    ordered["mean"] = {name: float(np.mean([e[name] for e in errors_of.values()])) for name in names}
     return [
         {"id": unit, **{key: f"{value:.2f}" for key, value in errors.items()}}
         for unit, errors in ordered.items()

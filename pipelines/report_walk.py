@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 FIGURE_CLIPS = 2000  # kept clips whose numbers are read
 SCORED = 500  # rejected clips whose similarities are read
-POSED = 32  # clips whose cameras are compared with true ones
 SHEET_CLIPS = 8  # per stage and reason
 MOST_REASONS = 200  # of a stage; a stage of one's own may put numbers into them
 UNITS_SHOWN = 1000
@@ -80,6 +79,7 @@ class Tally:
     seconds: array[float] = field(default_factory=lambda: array("f"))  # of every unit, in a worker
     slowest: tuple[float, str] = (0.0, "")
     sheets: dict[tuple[str, str], Sheet] = field(default_factory=dict)  # by state and reason
+    passed: Sample[Ref] = field(default_factory=lambda: Sample(FIGURE_CLIPS))  # of what came out
 
     @property
     def lost(self) -> int:
@@ -107,7 +107,6 @@ class Walk(Survey):
     clips: int = 0  # kept: out of the last stage
     people: Counter[str] = field(default_factory=Counter)  # kept clips per identity
     figures: Sample[Ref] = field(default_factory=lambda: Sample(FIGURE_CLIPS))  # of the kept ones
-    posed: Sample[Ref] = field(default_factory=lambda: Sample(POSED))  # out of what writes cameras
     scored: Sample[Ref] = field(default_factory=lambda: Sample(SCORED))  # rejected for their similarities
     units: Sample[Unit] = field(default_factory=lambda: Sample(UNITS_SHOWN))
     losses: Losses = field(default_factory=Losses)
@@ -117,6 +116,14 @@ class Walk(Survey):
     def tallies(self) -> list[Tally]:
         """Of all stages, in their order."""
         return [self._tally(step.name) for step in self.steps]
+
+    @property
+    def shown(self) -> tuple[str, Sample[Ref]]:
+        """The kept clips; while there are none, the stage that clips have come out of last, and those."""
+        reached = [tally for tally in self.tallies if tally.passed.offered]
+        if self.clips or not reached:
+            return "", self.figures
+        return reached[-1].step.name, reached[-1].passed
 
     def begin(self, ledger: Ledger) -> None:
         self.expect(sum(ledger.count(step.name) for step in self.steps))
@@ -152,8 +159,8 @@ class Walk(Survey):
                 self._show(tally, at, out.state, out.reason, out.detail)
                 if "verification" in step.stage.writes:
                     self.scored.offer(chance(out.id), at)
-            elif "cameras" in step.stage.writes:
-                self.posed.offer(chance(out.id), at)
+            else:
+                tally.passed.offer(chance(out.id), at)
 
     def kept(self, ref: Ref) -> None:
         self.clips += 1

@@ -199,6 +199,17 @@ def test_the_counts_are_those_of_status(workflow: Workflow) -> None:
     ]
 
 
+def test_in_the_middle_of_a_run_the_clips_so_far_are_shown(workflow: Workflow) -> None:
+    prepare(workflow, until="Cut", in_process=True)
+    shown = page(workflow)
+    assert (
+        "No clip has come through all stages yet. Shown are clips that have come out of Cut ." in shown.text
+    )
+    assert "4 of 4 clips were read" in shown.text
+    assert "Clip length in frames" in shown.text
+    assert len([link for link in shown.links if link.startswith("data:image/webp")]) == 4 + 2
+
+
 def test_the_page_is_one_file_and_escapes_what_videos_are_called(workflow: Workflow) -> None:
     prepare(workflow, in_process=True)
     path = Path(report(workflow))
@@ -308,6 +319,8 @@ def test_true_cameras_of_the_demo_give_an_error_table(workflow: Workflow) -> Non
 
     from pipelines.ledger import Ledger, Ref
     from pipelines.report_sheets import pose_rows
+    from pipelines.report_walk import Walk
+    from pipelines.survey import Counts
     from stages.clip import Clip
 
     still = np.tile(np.float64([[1, 0, 0], [0, 1, 0]]), (scene.frames, 1, 1))
@@ -323,7 +336,12 @@ def test_true_cameras_of_the_demo_give_an_error_table(workflow: Workflow) -> Non
         Ref("c", "", "s", clip=clip),
         Ref("d", "", "s", clip=dataclasses.replace(clip, video="elsewhere")),
     ]
-    rows = pose_rows(store, Ledger(store), refs)
+    pose = next(step for step in workflow.steps if step.name == "Pose")
+    found = Walk(steps=workflow.steps, stages={step.name: Counts() for step in workflow.steps})
+    passed = next(tally.passed for tally in found.tallies if tally.step is pose)
+    for ref in refs:
+        passed.offer(ref.id, ref)
+    rows = pose_rows(store, Ledger(store), found)
     assert [row["id"] for row in rows] == ["c", "mean"]
     assert {rows[0][angle] for angle in ("yaw", "pitch", "roll")} == {"0.00"}
 
