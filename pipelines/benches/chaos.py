@@ -74,6 +74,7 @@ train:
   variant: model.config:tiny
 """
 COMMITTED = ("shards", "manifest", "dataset")
+MUST_BE_NOUGHT = ("shards_differing", "units_lost", "units_doubled", "runs_failed", "processes_left")
 AIMED = 3                        # every so many runs
 SETTLED_S = 0.2                  # after a kill; a commit that nobody stopped is over then
 ORPHANED_S = 30.0                # after a kill; what Ray started has noticed by then
