@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.cluster import OBJECTS_MB
+
 Object = dict[str, Any]
 
 RAY_VERSION = "2.60.0"                       # as constraints.txt pins it: the image's and the cluster's
@@ -24,6 +26,7 @@ WORKFLOW_FOLDER = "/etc/pv3d"                # the workflow, and what travels wi
 TEMPLATE_FOLDER = "/etc/pv3d-job"
 TEMPLATE_KEY = "rayjob.json"
 _PATIENCE_S = 1800                           # of the Job beyond the deadline of its RayJob
+_OBJECTS = {"object-store-memory": str(OBJECTS_MB << 20)}     # Ray would take a third of the memory
 _NO_RIGHTS: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -129,7 +132,7 @@ def _job_spec(d: Deployment) -> Object:
             },
             "headGroupSpec": {
                 # Work goes to workers: what starves the head ends the run.
-                "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+                "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **_OBJECTS},
                 "template": _pod(d, "ray-head", d.head, d.image, _of_driver(d)),
             },
             "workerGroupSpecs": [_worker_group(d, group) for group in d.groups],
@@ -141,6 +144,7 @@ def _worker_group(d: Deployment, group: Group) -> Object:
     custom = dict(sorted(group.custom.items()))
     # KubeRay pastes it into a shell command, hence quoted twice.
     start = {"resources": json.dumps(json.dumps(custom))} if custom else {}
+    start |= _OBJECTS
     return {
         "groupName": group.name,
         "replicas": group.min,
@@ -169,7 +173,10 @@ def _of_driver(d: Deployment) -> dict[str, str]:
 
 
 def _pod(d: Deployment, container: str, node: Node, image: str, env: Mapping[str, str]) -> Object:
-    env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0", **env, **d.env}
+    env = {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_process_group_cleanup_enabled": "true", **env, **d.env,
+    }  # fmt: skip
     amounts = {"cpu": str(node.cpus), "memory": node.memory}
     amounts |= {"ephemeral-storage": node.disk} if node.disk else {}
     amounts |= {"nvidia.com/gpu": str(node.gpus)} if node.gpus else {}

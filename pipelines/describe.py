@@ -32,6 +32,7 @@ def describe_workflow(workflow: Workflow) -> tuple[dict[str, Any], str]:
             f"    reads   {', '.join(stage['reads']) or '-'}",
             f"    writes  {', '.join(stage['writes']) or '-'}",
             f"    needs   {_needs(stage['resources'])}",
+            f"    limits  {_limits(stage)}",
             *_settings(stage["settings"]),
         ]
     for name, values in sections.items():
@@ -51,12 +52,19 @@ def _stage(step: Step) -> dict[str, Any]:
         "resources": {"cpus": need.cpus, "gpus": need.gpus, "custom": need.custom},
         "workers": step.workers.model_dump(),
         "timeout_s": step.timeout_s,
+        "max_failed_fraction": step.max_failed_fraction,
         "settings": step.settings,
     }
 
 
 def _settings(values: dict[str, Any]) -> list[str]:
     return [f"    {name}: {json.dumps(value)}" for name, value in values.items()]
+
+
+def _limits(stage: dict[str, Any]) -> str:
+    least, most = stage["workers"]["min"], stage["workers"]["max"]
+    workers = f"{least} to {most} workers" if most else f"workers from {least}, as many as there is room for"
+    return f"{workers}; {stage['timeout_s']:g} s per unit; at most {stage['max_failed_fraction']:.0%} failed"
 
 
 def _needs(resources: dict[str, Any]) -> str:
