@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.live import Live as Screen
 from rich.text import Text
 
+from infra import interrupts
 from pipelines.rates import duration, per_second
 from pipelines.status import Answer, check_units, look, told_of, workflow_status
 from pipelines.workflow import Workflow
@@ -27,8 +29,11 @@ def status(workflow: Workflow, units: str = "all", every_s: float | None = None)
     if every_s is not None:
         if not every_s > 0:
             raise ValueError(f"--every {every_s:g}: give the seconds from one look to the next")
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             _watch(workflow, every_s, Console(stderr=True))
+        except KeyboardInterrupt:
+            if interrupts.last() != signal.SIGINT:
+                raise
     return workflow_status(workflow, units)
 
 

