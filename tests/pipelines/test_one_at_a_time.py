@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 
 from infra.storage import FolderStorage
+from pipelines.benches.victim import session
+from pipelines.ledger import Ledger
 
 TINY = str(Path(__file__).parent)
 SLOW = ("--set", "stages.Mark.seconds=0.3", "--set", "storage.lease_s=30")
 
 
-def start(tiny, *arguments, name="run"):
+def start(tiny, *arguments, name="run", own_session=False):
     program = "from pipelines.cli import main; main()"
     command = [sys.executable, "-c", program, name, str(tiny.path), *arguments]
     surroundings = {**os.environ, "PYTHONPATH": TINY, "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings,
+        start_new_session=own_session,
+    )  # fmt: skip
 
 
 def run(tiny, *arguments):
@@ -39,6 +42,12 @@ def working(tiny):
     """The first unit is under way: the lease is held."""
     log = Path(tiny.root, "calls.log")
     return log.exists() and "Mark" in log.read_text()
+
+
+def seen(tiny, stage):
+    """The units that a stage has begun."""
+    lines = [line.split() for line in Path(tiny.root, "calls.log").read_text().splitlines()]
+    return [line[1] for line in lines if line[0] == stage]
 
 
 @pytest.mark.slow
@@ -65,18 +74,38 @@ def test_the_second_of_two_runs_says_who_has_the_store_and_one_that_waits_comes_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_after_a_run_that_was_ended_the_next_one_goes_on_at_once(tiny, end):
     first = run(tiny, *SLOW)
     until(lambda: working(tiny))
     first.send_signal(end)
     first.communicate(timeout=60)
-    assert first.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
+    assert first.returncode == (-end if end == signal.SIGKILL else 128 + end)
     begun = time.monotonic()
     second = run(tiny, "--set", "storage.lease_s=300")
     assert second.wait(60) == 0, second.communicate()[1]
     assert time.monotonic() - begun < 30
     assert len(tiny.output()) > 1
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_that_is_preempted_keeps_what_is_done_and_leaves_nothing_running(tiny):
+    pytest.importorskip("ray")
+    words = ("--until", "Write", "--set", "stages.Mark.seconds=0.2", "--set", "source.count=60")
+    run = start(tiny, *words, own_session=True)
+    until(lambda: working(tiny) and len(seen(tiny, "Second")) > 3, 120)
+    run.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (143, ""), err
+    assert time.monotonic() - begun < 30
+    assert err.splitlines()[-1].startswith("pv3d: ended by SIGTERM; what is done is kept")
+    assert "Traceback" not in err
+    assert FolderStorage(tiny.root).exists("lease/00000001.end.json")
+    until(lambda: not session(run.pid))
+    ended = {record.unit for record in Ledger(tiny.store).records("Second")}
+    assert len(ended) >= 2                   # all but what two workers had in hand
+    assert ended <= set(seen(tiny, "Second"))
 
 
 def test_a_run_that_fails_gives_the_store_back(tiny):
