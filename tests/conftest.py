@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:   # a shell's way with what runs in the background;
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # what tests start would ignore Ctrl-C too
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))                # ceph_server, fault_proxy
