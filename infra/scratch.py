@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from infra.storage import StorageError
 
 T = TypeVar("T")
 
@@ -16,12 +20,35 @@ _FILTER_BYTES = 1 << 21
 _FILTER_MASK = 8 * _FILTER_BYTES - 1
 
 
+class _Database(sqlite3.Connection):
+    """Its errors are those of the disk, for nobody else can reach it."""
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().execute(*statement)
+
+    def executemany(self, *statement: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().executemany(*statement)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StorageError(
+            f"TMPDIR: cannot keep what waits in {tempfile.gettempdir()} ({error}); make room, or set TMPDIR to a "
+            "folder that has it"
+        ) from error
+
+
 def temporary_database(cache_kb: int = CACHE_KB) -> sqlite3.Connection:
     """A database in an unnamed file of $TMPDIR, which goes when it is closed or the process ends.
 
-    It keeps no journal: nothing in it outlives an error.
+    It keeps no journal: nothing in it outlives an error. Raises StorageError when the disk is full.
     """
-    database = sqlite3.connect("", isolation_level=None)
+    database = sqlite3.connect("", isolation_level=None, factory=_Database)
     for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{cache_kb}"):
         database.execute(f"PRAGMA {pragma}")
     return database

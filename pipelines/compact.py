@@ -21,7 +21,7 @@ from pipelines.segments import DAMAGED, arrays_bytes, checked, write_packed
 log = logging.getLogger(__name__)
 
 MERGED_UNITS = 4096                          # most records of a merged segment
-SMALL_UNITS = 128                            # a segment of more is no small one
+SMALL_UNITS = 512                            # a segment of more is no small one
 MERGED_BYTES = 16 << 20                      # most bytes of its arrays
 LEAST = 8                                    # segments that are worth it
 

@@ -6,7 +6,7 @@
 
 A record is current when the stage (class, version, settings) and the digest of its input are those
 of now. So nothing is redone below a stage whose output did not change, and the number of workers does not
-matter. A segment is some hundred units or some seconds of work, never one object per unit. Later segments
+matter. A segment is some thousand units or some seconds of work, never one object per unit. Later segments
 win; a damaged or older one is passed over with a warning, and its units are done again.
 
 No more of it is in memory than what is in use: see `pipelines.index`.
@@ -49,7 +49,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-BATCH_UNITS = 256
+BATCH_UNITS = 2048
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 5.0
 BLOCK_BYTES = 64 << 10                       # clips are read by blocks of so many

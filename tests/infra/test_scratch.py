@@ -5,6 +5,7 @@ import pytest
 
 from infra import scratch
 from infra.scratch import Seen, Shelf
+from infra.storage import StorageError
 
 
 @pytest.fixture(params=[1 << 16, 4])
@@ -40,3 +41,12 @@ def test_values_are_kept_as_they_were_changed(few):
         wanted.setdefault(name, []).append(number)
     assert {name: shelf[name] for name in wanted} == wanted
     assert shelf["new"] == []
+
+
+def test_a_disk_that_is_full_is_one_line_with_the_cure(monkeypatch):
+    seen = Seen()
+    seen._db.execute("PRAGMA max_page_count = 4")
+    monkeypatch.setattr(scratch, "_FLUSHED", 1000)
+    with pytest.raises(StorageError, match=r"^TMPDIR: cannot keep .* \(database or disk is full\); make room"):
+        for number in range(10_000):
+            seen.again(f"name {number}")
