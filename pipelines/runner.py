@@ -382,16 +382,16 @@ class _Run:
         return kept
 
     def _finish(self, step: Step, kept: Spool) -> None:
-        """Conclude a group stage, unless it was concluded with these very clips."""
+        """Conclude a group stage, unless it was concluded with these very clips, and by nobody since."""
         assert isinstance(step.stage, GroupStage)
         if type(step.stage).finish is GroupStage.finish:
             return
         digest = f"{step.key}:{kept.digest()}"
-        if self.ledger.finished(step.name) == digest:
+        if self.ledger.finished(step.name) == f"{digest}:{step.stage.standing(self.store)}":
             return
         self.ledger.flush()
-        step.stage.finish(self.store, kept.clips())
-        self.ledger.finish(step.name, digest)
+        left = step.stage.finish(self.store, kept.clips())
+        self.ledger.finish(step.name, f"{digest}:{left}")
 
 
 def _nowhere(*unit: object) -> None:

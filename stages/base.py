@@ -145,9 +145,15 @@ class GroupStage:
         """Yield every clip of the group exactly once, as it is or as `Rejected`. `clips` are sorted by id."""
         raise NotImplementedError
 
-    def finish(self, store: Storage, clips: Iterator[Clip]) -> None:
+    def finish(self, store: Storage, clips: Iterator[Clip]) -> str | None:
         """Called once, on the driver, when every group is done, with all clips that were kept, sorted by id.
 
         They come one at a time, without their arrays: there may be millions.
-        For what needs all groups, such as the commit of a dataset; must be cheap and safe to repeat.
+        For what needs all groups, such as the commit of a dataset; must be cheap and safe to repeat. Returns
+        what `standing` says from then on.
         """
+        return None
+
+    def standing(self, store: Storage) -> str | None:
+        """What a `finish` left in the store, in a word. When it is another's, `finish` is called again."""
+        return None

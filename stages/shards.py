@@ -116,8 +116,8 @@ class WriteShards(GroupStage):
         members["json"] = _json({**provenance(clip.copy(extra=extra), self._history), **summary})
         return members
 
-    def finish(self, store: Storage, clips: Iterator[Clip]) -> None:
-        """Commit the dataset that the shards of `clips`, all that were kept, make."""
+    def finish(self, store: Storage, clips: Iterator[Clip]) -> str:
+        """Commit the dataset that the shards of `clips`, all that were kept, make. Returns its version."""
         kinds: set[tuple[int, float]] = set()
         shards: Counter[str] = Counter()
         for clip in clips:
@@ -129,6 +129,15 @@ class WriteShards(GroupStage):
         key = hashlib.sha256(_json({"version": self.version, **asdict(self)})).hexdigest()[:16]
         version = commit_dataset(store, sorted(shards), key=key)
         log.info("dataset %s: %s", version, many(shards.total(), "clip"))
+        return version
+
+    def standing(self, store: Storage) -> str | None:
+        """The latest version, when it is there."""
+        try:
+            version = str(json.loads(store.read(LATEST))["version"])
+            return version if store.exists(f"dataset/{version}.json") else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
 
 
 def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> str:
