@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("cv2")
-pytest.importorskip("moto.server")
 
 from fault_proxy import FaultProxy
 from people_store import STAGES, contents, outcomes, workflow_file
@@ -24,6 +23,8 @@ from pipelines.ledger import read_segment
 from pipelines.runner import prepare
 from pipelines.workflow import load
 from stages.dataset import open_dataset
+
+pytestmark = pytest.mark.s3
 
 OUTAGE_S = float(os.environ.get("PV3D_TEST_OUTAGE_S", "3"))
 TESTS = Path(__file__).parent.parent
@@ -84,25 +85,25 @@ def root():
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_through_a_faulty_network_loses_nothing_and_does_nothing_twice(s3, root, seed, undisturbed):
-    with FaultProxy(s3.endpoint, rate=0.05, seed=seed) as proxy:
+def test_a_run_through_a_faulty_network_loses_nothing_and_does_nothing_twice(rgw, root, seed, undisturbed):
+    with FaultProxy(rgw.endpoint, rate=0.05, seed=seed) as proxy:
         prepare(workflow(root, f"storage.s3.endpoint={proxy.endpoint}"), in_process=True)
         assert sum(count for fault, count in proxy.faults.items() if fault) >= 5
-    check(root, s3, undisturbed)
+    check(root, rgw, undisturbed)
 
 
-def test_a_run_outlives_an_outage_of_the_server(s3, root, undisturbed):
-    with FaultProxy(s3.endpoint) as proxy:
+def test_a_run_outlives_an_outage_of_the_server(rgw, root, undisturbed):
+    with FaultProxy(rgw.endpoint) as proxy:
         proxy.outage(OUTAGE_S, after=60)
         begun = time.monotonic()
         prepare(workflow(root, f"storage.s3.endpoint={proxy.endpoint}"), in_process=True)
         assert time.monotonic() - begun >= OUTAGE_S
         assert proxy.faults["reset"] > 0
-    check(root, s3, undisturbed)
+    check(root, rgw, undisturbed)
 
 
-def test_a_run_that_is_killed_ends_the_same_when_it_is_started_again(s3, root, undisturbed):
-    with FaultProxy(s3.endpoint) as proxy:
+def test_a_run_that_is_killed_ends_the_same_when_it_is_started_again(rgw, root, undisturbed):
+    with FaultProxy(rgw.endpoint) as proxy:
         endpoint = f"storage.s3.endpoint={proxy.endpoint}"
         path = workflow(root, endpoint).path
         for requests in (40, 90):            # after so many of them, in the midst of the next
@@ -120,8 +121,8 @@ def test_a_run_that_is_killed_ends_the_same_when_it_is_started_again(s3, root, u
                     time.sleep(0.002)
                 child.kill()
             assert child.returncode == -signal.SIGKILL
-    prepare(workflow(root, f"storage.s3.endpoint={s3.endpoint}"), in_process=True)
-    store = workflow(root, f"storage.s3.endpoint={s3.endpoint}").store()
+    prepare(workflow(root, f"storage.s3.endpoint={rgw.endpoint}"), in_process=True)
+    store = workflow(root, f"storage.s3.endpoint={rgw.endpoint}").store()
     shards, ended = undisturbed
     assert outcomes(store) == ended
     assert made(store) == shards
@@ -137,7 +138,6 @@ def pv3d(*arguments, **environment):
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1], done.stdout + done.stderr
 
 
-@pytest.mark.s3
 def test_the_command_refuses_wrong_credentials_and_a_missing_bucket_in_one_line(rgw, root):
     there = f"storage.s3.endpoint={rgw.endpoint}"
     for command in (["run", "--in-process", "--until", "Cut"], ["status"]):
@@ -154,28 +154,28 @@ def test_the_command_refuses_wrong_credentials_and_a_missing_bucket_in_one_line(
     assert "create the bucket" in line
 
 
-def test_neither_the_log_nor_the_store_holds_a_secret(s3, root):
+def test_neither_the_log_nor_the_store_holds_a_secret(rgw, root):
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     status, _, said = pv3d(
         "run", "--in-process", "--until", "WriteShards", workflow(root).path,
-        "--set", f"storage.s3.endpoint={s3.endpoint}", "--set", "source.count=2", PV3D_LOG="DEBUG",
+        "--set", f"storage.s3.endpoint={rgw.endpoint}", "--set", "source.count=2", PV3D_LOG="DEBUG",
     )  # fmt: skip
     assert status == 0, said
     assert secret not in said
     assert "Credential=" not in said
-    store = workflow(root, f"storage.s3.endpoint={s3.endpoint}").store()
+    store = workflow(root, f"storage.s3.endpoint={rgw.endpoint}").store()
     assert all(secret.encode() not in store.read(key) for key in store.list())
 
 
-def test_readers_list_nothing_and_fetch_only_what_a_manifest_names(s3, root):
-    workflow_ = workflow(root, f"storage.s3.endpoint={s3.endpoint}", "source.count=4")
+def test_readers_list_nothing_and_fetch_only_what_a_manifest_names(rgw, root):
+    workflow_ = workflow(root, f"storage.s3.endpoint={rgw.endpoint}", "source.count=4")
     prepare(workflow_, in_process=True)
     store = workflow_.store()
     manifests = [json.loads(store.read(key)) for key in store.list("manifest")]
     orphan = f"shards/{'0' * 5}-{'f' * 16}"  # a shard without a manifest, as a run that was killed leaves it
     store.write(f"{orphan}.tar", store.read(manifests[0]["tar"]))
     store.write(f"{orphan}.index.json", store.read(manifests[0]["index"]))
-    with FaultProxy(s3.endpoint) as proxy:
+    with FaultProxy(rgw.endpoint) as proxy:
         data = open_dataset(workflow(root, f"storage.s3.endpoint={proxy.endpoint}").store())
         assert {sample.clip_id for sample in data.samples} == {
             sample["clip_id"] for manifest in manifests for sample in manifest["samples"]
