@@ -47,6 +47,5 @@ def test_a_disk_that_is_full_is_one_line_with_the_cure(monkeypatch):
     seen = Seen()
     seen._db.execute("PRAGMA max_page_count = 4")
     monkeypatch.setattr(scratch, "_FLUSHED", 1000)
-    with pytest.raises(StorageError, match=r"^TMPDIR: cannot keep .* \(database or disk is full\); make room"):
-        for number in range(10_000):
-            seen.again(f"name {number}")
+    with pytest.raises(StorageError, match=r"^TMPDIR: cannot keep .* \(database or disk is full\); make"):
+        any(seen.again(f"name {number}") for number in range(10_000))
