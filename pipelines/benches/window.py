@@ -108,7 +108,7 @@ def resident_mb() -> float:
 
 
 def run(
-    few: int = 500, many: int = 2500, progress: Callable[[str], None] = lambda line: None
+    few: int = 1000, many: int = 4000, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """The figures."""
     from infra import cluster

@@ -43,6 +43,11 @@ def go_wrong(how: str, store) -> None:
         np.ones(1 << 50, np.uint8)
     elif how == "memory":
         take_all_memory()
+    elif how == "memory of a group":
+        Path(os.environ["PV3D_TEST_CGROUP"], "cgroup.procs").write_text(str(os.getpid()))
+        take_all_memory()
+    elif how == "bug":
+        raise KeyError("no such thing")
     elif how == "native":
         ctypes.PyDLL(None).sleep(600)            # PyDLL keeps the interpreter's lock
     elif how == "child":
