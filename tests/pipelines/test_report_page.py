@@ -126,23 +126,18 @@ def test_training_curves_the_last_sample_and_the_registered_version_are_shown(wo
     assert "pv3d generate models:/pv3d@candidate" in shown.text
 
 
+@pytest.mark.s3
 def test_it_is_made_of_a_store_on_s3_and_put_there(
-    workflow: Workflow, tmp_path: Path, moto_server: Any, no_aws: None, monkeypatch: pytest.MonkeyPatch
+    workflow: Workflow, tmp_path: Path, rgw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import boto3
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-nobody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-nobody")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto_server.endpoint)
-    boto3.Session().client("s3").create_bucket(Bucket="pv3d-report")
-    there = load(tmp_path / "workflow.yaml", None, ["storage.root=s3://pv3d-report/run"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", rgw.endpoint)
+    there = load(tmp_path / "workflow.yaml", None, ["storage.root=s3://pv3d-test/report"])
     prepare(there, in_process=True)
-    assert report(there) == "s3://pv3d-report/run/report/index.html"
+    assert report(there) == "s3://pv3d-test/report/report/index.html"
     shown = Page(there.store().read("report/index.html").decode())
     assert "2 people, 3 clips" in shown.text
     assert len([link for link in shown.links if link.startswith("data:image/webp")]) == 9
-    assert "secret-of-nobody" not in shown.text
+    assert rgw.secret_key not in shown.text
 
 
 @pytest.mark.slow
