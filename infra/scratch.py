@@ -38,8 +38,8 @@ def _told() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise StorageError(
-            f"TMPDIR: cannot keep what waits in {tempfile.gettempdir()} ({error}); make room, or set TMPDIR to "
-            "a folder that has it"
+            f"TMPDIR: cannot keep what waits in {tempfile.gettempdir()} ({error}); make room, or set TMPDIR "
+            "to a folder that has it"
         ) from error
 
 

@@ -20,12 +20,12 @@ import json
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from infra.storage import FolderStorage, Storage, StorageError
+from pipelines.blocks import READERS, Blocks
 from pipelines.index import PAGE_ROWS, Index, Row, Segment
 from pipelines.records import At, Output, Record, Ref, from_lines, members_digest, pairs_digest
 from pipelines.segments import (
@@ -52,9 +52,6 @@ log = logging.getLogger(__name__)
 BATCH_UNITS = 2048
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 5.0
-BLOCK_BYTES = 64 << 10                       # clips are read by blocks of so many
-BLOCKS = 512                                 # that are kept
-READERS = 8                                  # objects that are fetched at once from a store far away
 LISTINGS = 5                                 # while segments vanish, as somebody merges them
 
 
@@ -74,7 +71,7 @@ class Ledger:
         self._pending: dict[str, dict[str, tuple[Record, list[Ref]]]] = {}
         self._since: dict[str, float] = {}
         self._waiting_bytes: dict[str, int] = {}
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._blocks = Blocks(store, self._bytes_of)
         self._numbers = itertools.count()
 
     # --- reading -----------------------------------------------------------------------------------------
@@ -145,29 +142,14 @@ class Ledger:
         """`load` of each; from a store far away what lies apart is fetched at once."""
         for start in range(0, len(refs), 8 * READERS):
             page = refs[start : start + 8 * READERS]
-            if not isinstance(self.store, FolderStorage):
-                self._fetch_blocks(page, with_arrays=arrays != ())
+            with contextlib.suppress(LookupError):       # of a segment that was dropped: `load` tells it
+                self._blocks.expect(
+                    (_arrays_of(ref.segment), start)
+                    for ref in page if ref.clip is None and ref.at is not None
+                    for start in (ref.at[0], ref.at[3])[: 2 if arrays != () else 1]
+                )  # fmt: skip
             for ref in page:
                 yield self.load(ref, arrays)
-
-    def _fetch_blocks(self, refs: Sequence[Ref], *, with_arrays: bool) -> None:
-        """The first blocks of each; whoever reads on reads the others. What cannot be had is told then."""
-        wanted: dict[tuple[str, int], tuple[int, int]] = {}
-        for ref in refs:
-            if ref.clip is None and ref.at is not None:
-                for start in (ref.at[0], ref.at[3])[: 1 + with_arrays]:
-                    place = (ref.segment, start // BLOCK_BYTES)
-                    if place not in self._blocks:
-                        with contextlib.suppress(LookupError):
-                            wanted[place] = self._range(*place)
-        with ThreadPoolExecutor(READERS) as threads:
-            jobs = {
-                place: threads.submit(self.store.read_range, _arrays_of(place[0]), *at)
-                for place, at in wanted.items() if at[1] > 0
-            }  # fmt: skip
-        for place, job in jobs.items():
-            if not isinstance(job.exception(), (FileNotFoundError, EOFError)):
-                self._keep(place, job.result())
 
     def values(self, ref: Ref) -> bytes:
         """The line of a written clip: see `pipelines.segments.unpack`. Raises LostSegmentError."""
@@ -183,34 +165,13 @@ class Ledger:
         return checked(self._read(ref.segment, start, length), ref.at)
 
     def _read(self, segment: str, start: int, length: int) -> bytes:
-        """A range of the .npz of a segment, by blocks that are kept for a while."""
-        first, last = start // BLOCK_BYTES, max(start, start + length - 1) // BLOCK_BYTES
-        if last - first > BLOCKS // 4:
-            return self.store.read_range(_arrays_of(segment), start, length)
-        blocks = [self._block(segment, number) for number in range(first, last + 1)]
-        begin = start - first * BLOCK_BYTES
-        joined = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        return joined[begin : begin + length]
+        """A range of the .npz of a segment."""
+        return self._blocks.read(_arrays_of(segment), start, length)
 
-    def _block(self, segment: str, number: int) -> bytes:
-        place = (segment, number)
-        if place not in self._blocks:
-            start, length = self._range(segment, number)
-            held = self.store.read_range(_arrays_of(segment), start, length) if length > 0 else b""
-            self._keep(place, held)
-        self._blocks.move_to_end(place)
-        return self._blocks[place]
-
-    def _range(self, segment: str, number: int) -> tuple[int, int]:
-        """(start, length) of a block."""
-        self._load(segment.split("/")[1])
-        start = number * BLOCK_BYTES
-        return start, min(BLOCK_BYTES, self._index.segment(segment).arrays - start)
-
-    def _keep(self, place: tuple[str, int], block: bytes) -> None:
-        while len(self._blocks) >= BLOCKS:
-            self._blocks.popitem(last=False)
-        self._blocks[place] = block
+    def _bytes_of(self, arrays: str) -> int:
+        """Bytes of a .npz. Raises LookupError when its segment was dropped."""
+        self._load(arrays.split("/")[1])
+        return self._index.segment(arrays.removesuffix("npz") + "jsonl").arrays
 
     # --- from the store ----------------------------------------------------------------------------------
 
@@ -260,8 +221,8 @@ class Ledger:
             yield from ((key, self.store.read(key)) for key in keys)
             return
         with ThreadPoolExecutor(READERS) as threads:
-            for start in range(0, len(keys), 4 * READERS):
-                some = keys[start : start + 4 * READERS]
+            for start in range(0, len(keys), 2 * READERS):
+                some = keys[start : start + 2 * READERS]
                 yield from zip(some, threads.map(self.store.read, some), strict=True)
 
     def _parsed(self, rows: Sequence[Row]) -> list[Record]:
@@ -281,7 +242,10 @@ class Ledger:
             return []
 
     def _is_lost(self, segment: str, error: Exception) -> LostSegmentError:
-        log.warning("ledger: %s is damaged (%s); its units are done again", segment, error)
+        if isinstance(error, FileNotFoundError):
+            log.info("ledger: %s is gone; what there is now is read", segment)
+        else:
+            log.warning("ledger: %s is damaged (%s); its units are done again", segment, error)
         self.drop(segment)
         return LostSegmentError(segment)
 
@@ -290,8 +254,7 @@ class Ledger:
         if segment.count("/") != 2:
             return
         self._lost.add(segment)
-        for place in [place for place in self._blocks if place[0] == segment]:
-            del self._blocks[place]
+        self._blocks.forget(_arrays_of(segment))
         self._index.forget(segment.split("/")[1])
         with contextlib.suppress(StorageError):  # in a store that only reads, it is passed over each time
             self.store.delete(segment)

@@ -79,7 +79,7 @@ def test_clips_that_are_not_written_yet_are_light_too():
 
 def test_each_segment_is_read_once(store, monkeypatch):
     ledger, refs = written(store, 6)
-    monkeypatch.setattr("pipelines.ledger.BLOCKS", 1)
+    monkeypatch.setattr("pipelines.blocks.BLOCKS", 1)
     read = []
     ranged = store.read_range
     monkeypatch.setattr(store, "read_range", lambda key, *at: read.append((key, *at)) or ranged(key, *at))
