@@ -21,13 +21,20 @@ ROOT = Path(__file__).absolute().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from simulated_modules import simulated  # noqa: E402
-from simulated_plans import by_chance, crash_points, double_crash_points, two_changes  # noqa: E402
+from simulated_plans import (  # noqa: E402
+    by_chance,
+    crash_points,
+    double_crash_points,
+    older_lists,
+    two_changes,
+)
 from simulated_runs import Execution, Setting  # noqa: E402
 
 SETTINGS = [Setting(s3=s3, leases=leases, apart=leases) for leases in (False, True) for s3 in (False, True)]
 SYSTEMATIC = {
     "crash points": (crash_points, SETTINGS),
     "second crash points": (double_crash_points, SETTINGS[::3]),
+    "older lists": (older_lists, SETTINGS),
     "two changes of turns": (two_changes, SETTINGS[:1]),
 }
 INTERLEAVINGS = ("two changes of turns", "chance")

@@ -83,10 +83,10 @@ class Changes(Turns):
 
 
 @functools.cache
-def right() -> Mapping[str, bytes]:
-    """What an undisturbed run leaves for good."""
+def right(count: int = 3) -> Mapping[str, bytes]:
+    """What an undisturbed run leaves for good, over the first `count` videos of the list."""
     execution = Execution(Setting(), Turns(), 0, {})
-    execution.add_run("one")
+    execution.add_run("one", count=count)
     execution.run()
     assert not execution.violations, execution.violations
     return {key: data for key, data in execution.objects.held.items() if key.startswith(COMMITTED)}
@@ -160,6 +160,21 @@ def double_crash_points(setting: Setting, trace: bool = False) -> Iterator[Execu
                 break
 
 
+def older_lists(setting: Setting, trace: bool = False) -> Iterator[Execution]:
+    """A run over an older list that dies at each of its calls, where a run over the whole one has ended."""
+    again = replace(setting, start=starts(setting.leases)[-3])
+    for number in itertools.count(1):
+        faults = At(number, MOMENTS[1])
+        execution = Execution(again, Turns(), number, right(), trace)
+        execution.right_too = right(1)
+        execution.add_run("one", faults, count=1)
+        execution.run()
+        execution.conclude()
+        yield execution
+        if faults.calls < number:
+            return
+
+
 def two_changes(setting: Setting, trace: bool = False, step: int = 1) -> Iterator[Execution]:
     """Two runs without a lease that change turns once and twice, at all points, or at every `step`-th."""
     assert not setting.leases
@@ -190,8 +205,10 @@ def by_chance(seed: int, trace: bool = False) -> Execution:
         kinds = [kind for kind in kinds if kind not in STILL]
     share = random.choice([0.0, 0.03, 0.08, 0.2]) if kinds else 0.0
     execution = Execution(_setting(random, leases, gc), _turns(random), seed, right(), trace)
-    for name in ("one", "two"):
-        execution.add_run(name, Chance(random, share, kinds), wait=random.random() < 0.3)
+    older = 1 if random.random() < 0.2 else 3    # the list when run "one" began
+    execution.right_too = right(older)
+    for name, count in (("one", older), ("two", 3)):
+        execution.add_run(name, Chance(random, share, kinds), random.random() < 0.3, count)
     if random.random() < 0.25:
         execution.add_reader()
     if leases and gc:

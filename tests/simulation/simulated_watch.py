@@ -30,6 +30,8 @@ class Watch:
     ended: dict[int, bool] = field(default_factory=dict)
     expires_s: dict[int, float] = field(default_factory=dict)
     sign_s: dict[int, float] = field(default_factory=dict)      # the last sign of life
+    followed_alive: bool = False             # of which two runs might have believed to have the store
+    segments: set[str] = field(default_factory=set)             # that were committed, whole
     events: Counter[str] = field(default_factory=Counter)       # what came about, for who asks whether it did
     silent_s: dict[int, float] = field(default_factory=dict)    # for how long there was none, at most
 
@@ -86,11 +88,15 @@ class Watch:
             self._bad(f"{key} does not tell what {said['tar']} holds")
 
     def _latest(self, objects: Objects, data: bytes) -> None:
+        self.events["pointer moved"] += objects.held.get(LATEST, data) != data
         version = f"dataset/{json.loads(data)['version']}.json"
         if version not in objects.held:
             self._bad(f"{LATEST} names {version}, which is not there")
 
     def _segment(self, objects: Objects, key: str, data: bytes) -> None:
+        if key in self.segments:             # once more, by a request that was late: it may be merged by now
+            return
+        self.segments.add(key)
         arrays = objects.held.get(key.removesuffix("jsonl") + "npz")
         header = json.loads(data.partition(b"\n")[0])
         if arrays is None or hashlib.sha256(arrays).hexdigest() != header["arrays_sha256"]:
@@ -110,6 +116,7 @@ class Watch:
             if not known_dead and silent_s < self.expires_s[before]:
                 self._bad(f"lease {number} is taken by {me}; {held_by} was silent for {silent_s:.0f} s only")
             self.events["lease taken over"] += 1
+            self.followed_alive |= held_by.alive
         self.owners[number], self.ended[number] = me, False
         self.expires_s[number] = json.loads(data)["expires_s"]
         self.sign_s[number], self.silent_s[number] = self.world.now_s, 0.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from simulate import SETTINGS
 from simulated_modules import simulated
-from simulated_plans import by_chance, calls_of, crash_points, right, starts, two_changes
+from simulated_plans import by_chance, calls_of, crash_points, older_lists, right, starts, two_changes
 from simulated_runs import Execution, Setting
 from simulated_store import ACTS, FAULTS
 from simulated_watch import LATEST
@@ -56,6 +56,15 @@ def test_a_run_may_die_or_fail_at_any_call(setting: Setting) -> None:
     assert (ends["store out of reach"] > calls / 2) != setting.s3    # on S3 they are tried again
 
 
+@pytest.mark.parametrize("setting", SETTINGS[:2], ids=lambda s: "s3" if s.s3 else "folder")
+def test_an_older_list_that_was_interrupted_leaves_nothing_that_the_next_run_keeps(setting: Setting) -> None:
+    moved = 0
+    for number, execution in enumerate(older_lists(setting), 1):
+        sound(execution, f"call {number}")
+        moved += execution.watch.events["pointer moved"]
+    assert moved > 1                         # by the older one, and back
+
+
 def test_two_runs_at_once_may_change_turns_anywhere() -> None:
     for setting in (Setting(), Setting(s3=True)):
         number = 0
@@ -75,7 +84,9 @@ def test_two_runs_at_once_hold_whatever_happens() -> None:
             seen.update(process.faults.done)
             readers += process.name == "reader"
             outcomes.update([process.outcome] if process.name in ("one", "two") else [])
-    assert set(events) == {"create lost", "segment merged", "orphan collected", "lease taken over"}
+    assert set(events) == {
+        "create lost", "segment merged", "orphan collected", "lease taken over", "pointer moved",
+    }  # fmt: skip
     assert set(FAULTS) <= set(seen)          # each kind of fault came, and each kind of end
     assert set(outcomes) == {"done", "dead", "refused", "interrupted", "store out of reach"}
     assert min(outcomes.values()) > SIMULATIONS / 50
@@ -91,7 +102,7 @@ def test_what_killed_runs_leave_is_all_different_and_never_half_a_dataset() -> N
         assert any("shards" in key for held in left if LATEST not in held for key in held)
 
 
-@pytest.mark.parametrize("seed", [3, 11])
+@pytest.mark.parametrize("seed", [11])
 def test_a_seed_replays_every_call(seed: int) -> None:
     first, again = by_chance(seed, trace=True).trace, by_chance(seed, trace=True).trace
     assert first
