@@ -40,8 +40,11 @@ def fault_of_place(error: OSError) -> str:
         return "no folder for temporary files can be written; make room, or set TMPDIR to one that can"
     if error.errno not in _FAULTS:
         return ""
-    place = error.filename or f"a file below {tempfile.gettempdir()}"
-    return f"cannot use {place} ({error.strerror}); make room or permit it, or set TMPDIR to another folder"
+    temporary = tempfile.gettempdir()
+    place = str(error.filename or f"a file below {temporary}")
+    own = error.filename is None or place.startswith(temporary)
+    cure = "set TMPDIR to another folder" if own else "choose another place"
+    return f"cannot use {place} ({error.strerror}); make room or permit it, or {cure}"
 
 
 def check_key(key: str) -> str:

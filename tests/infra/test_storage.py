@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+import tempfile
 import threading
 import time
 import uuid
@@ -10,7 +11,7 @@ import boto3
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from infra.storage import FolderStorage, StorageError, open_storage
+from infra.storage import FolderStorage, StorageError, fault_of_place, open_storage
 
 moto = pytest.importorskip("moto")
 
@@ -265,3 +266,17 @@ def test_asking_whether_a_folder_can_be_written_leaves_no_folder_behind(tmp_path
     FolderStorage(tmp_path / "kept").check_writable()
     FolderStorage(tmp_path / "kept" / "new").check_writable()
     assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+
+
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [(None, "set TMPDIR to another folder"), ("/tmp/x", "set TMPDIR"), ("/srv/out", "choose another place")],
+)  # fmt: skip
+def test_a_fault_of_a_disk_names_place_cause_and_cure(monkeypatch, place, cure):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    error = OSError(errno.EROFS, "Read-only file system", place)
+    where = place or "a file below /tmp"
+    message = f"cannot use {where} (Read-only file system); make room or permit it, or {cure}"
+    assert fault_of_place(error).startswith(message)
+    assert fault_of_place(PermissionError(errno.EACCES, "Permission denied", place)) == ""
+    assert fault_of_place(FileNotFoundError(errno.ENOENT, "No such file", place)) == ""
