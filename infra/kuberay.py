@@ -26,7 +26,6 @@ WORKFLOW_FOLDER = "/etc/pv3d"                # the workflow, and what travels wi
 TEMPLATE_FOLDER = "/etc/pv3d-job"
 TEMPLATE_KEY = "rayjob.json"
 _PATIENCE_S = 1800                           # of the Job beyond the deadline of its RayJob
-_OBJECTS = {"object-store-memory": str(OBJECTS_MB << 20)}     # Ray would take a third of the memory
 _NO_RIGHTS: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -92,6 +91,7 @@ class Deployment:
     pull_secrets: Sequence[str] = ()
     volumes: Sequence[Volume] = ()
     service_account: str | None = None
+    objects_mb: int = OBJECTS_MB             # Ray would take a third of the memory
 
 
 def render(d: Deployment, alpha: bool = False) -> list[Object]:
@@ -132,7 +132,7 @@ def _job_spec(d: Deployment) -> Object:
             },
             "headGroupSpec": {
                 # Work goes to workers: what starves the head ends the run.
-                "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **_OBJECTS},
+                "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **_objects(d)},
                 "template": _pod(d, "ray-head", d.head, d.image, _of_driver(d)),
             },
             "workerGroupSpecs": [_worker_group(d, group) for group in d.groups],
@@ -144,7 +144,7 @@ def _worker_group(d: Deployment, group: Group) -> Object:
     custom = dict(sorted(group.custom.items()))
     # KubeRay pastes it into a shell command, hence quoted twice.
     start = {"resources": json.dumps(json.dumps(custom))} if custom else {}
-    start |= _OBJECTS
+    start |= _objects(d)
     return {
         "groupName": group.name,
         "replicas": group.min,
@@ -153,6 +153,10 @@ def _worker_group(d: Deployment, group: Group) -> Object:
         "rayStartParams": start,
         "template": _pod(d, "ray-worker", group.node, group.image or d.image, {}),
     }
+
+
+def _objects(d: Deployment) -> dict[str, str]:
+    return {"object-store-memory": str(d.objects_mb << 20)}
 
 
 def capacity(groups: Sequence[Group]) -> dict[str, float]:

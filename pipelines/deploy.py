@@ -101,6 +101,7 @@ def _deployment(workflow: Workflow, schedule: ScheduleSettings) -> kuberay.Deplo
         pull_secrets=schedule.pull_secrets,
         volumes=[kuberay.Volume(**volume.model_dump()) for volume in schedule.volumes],
         service_account=schedule.service_account,
+        objects_mb=workflow.ray.object_store_mb,
     )
 
 

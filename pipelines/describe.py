@@ -14,7 +14,7 @@ def describe_workflow(workflow: Workflow) -> tuple[dict[str, Any], str]:
     """Stages with reads, writes, resources and settings, then the other sections."""
     sections: dict[str, dict[str, Any]] = {
         name: getattr(workflow, name).model_dump(mode="json")
-        for name in ("storage", "policy", "train", "evaluate", "register")
+        for name in ("storage", "policy", "ray", "train", "evaluate", "register")
     }
     if workflow.schedule is not None:
         sections["schedule"] = workflow.schedule.model_dump(mode="json")

@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
-SECTIONS = ("storage", "source", "policy", "stages", "train", "evaluate", "register", "schedule", "profiles")
+SECTIONS = (
+    "storage", "source", "policy", "stages", "ray", "train", "evaluate", "register", "schedule", "profiles",
+)  # fmt: skip
 MOST_VALUES = 100_000
 
 

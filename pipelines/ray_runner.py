@@ -39,7 +39,7 @@ class OnRay:
     def __init__(self, workflow: Workflow, ledger: Ledger, address: str | None = None) -> None:
         self.workflow = workflow
         self.ledger = ledger
-        cluster.start(address)
+        cluster.start(address, objects_mb=workflow.ray.object_store_mb)
         self.places = Places(local=not (address or os.environ.get("RAY_ADDRESS")))
         self._failed_starts: dict[Pool, int] = {}
         self._specs: dict[Pool, ChainSpec] = {}

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from infra.cluster import OBJECTS_MB
+
 
 class Closed(BaseModel):
     """No unknown key, no silent conversion, no change after reading."""
@@ -110,6 +112,11 @@ class StepSettings(Closed):
     """A unit that takes longer is retried once alone and then failed as timed out. None: the stage's own."""
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     """A run stops when more of a stage's latest 1,000 units fail, 20 or more having ended. 1: never."""
+
+
+class RaySettings(Closed):
+    object_store_mb: int = Field(default=OBJECTS_MB, ge=80)
+    """Of the Ray that a run starts here, and of every pod that `pv3d deploy` renders. Only clips travel."""
 
 
 class TrainSettings(Closed):

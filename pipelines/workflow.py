@@ -26,6 +26,7 @@ from pipelines.schedule import ScheduleSettings
 from pipelines.settings import (
     EvaluateSettings,
     PolicySettings,
+    RaySettings,
     RegisterSettings,
     StepSettings,
     StorageSettings,
@@ -100,6 +101,7 @@ class Workflow:
     policy: PolicySettings = field(default_factory=PolicySettings)
     takedown: Takedown = field(default_factory=Takedown)
     schedule: ScheduleSettings | None = None
+    ray: RaySettings = field(default_factory=RaySettings)
 
     @property
     def stages(self) -> list[Stage | GroupStage]:
@@ -173,6 +175,7 @@ class _Builder:
             source=source,
             source_use=source_use,
             policy=policy,
+            ray=self._section("ray", RaySettings),
             takedown=takedown,
             steps=tuple(steps),
             train=train,

@@ -248,6 +248,8 @@ def test_groups_become_worker_groups_with_their_resources(folder):
     assert (cpu["groupName"], cpu["minReplicas"], cpu["replicas"], cpu["maxReplicas"]) == ("cpu", 1, 1, 40)
     assert json.loads(json.loads(cpu["rayStartParams"]["resources"])) == {"egress": 1, "disks": 3}
     assert "resources" not in gpu["rayStartParams"]
+    started = [cpu["rayStartParams"], gpu["rayStartParams"], cluster["headGroupSpec"]["rayStartParams"]]
+    assert {start["object-store-memory"] for start in started} == {str(512 << 20)}
     (head, head_pod), (worker, worker_pod), (gpus, gpus_pod) = pods(job)
     assert worker["resources"]["limits"] == {"cpu": "16", "memory": "64Gi", "ephemeral-storage": "200Gi"}
     assert gpus["resources"]["limits"]["nvidia.com/gpu"] == "1"
