@@ -10,9 +10,9 @@ store is watched, and the kill is aimed at a commit.
 
     kills                  made
     kills_inside_commit    of these, between the first put of a shard and the create of its manifest, or
-                           between the last manifest and the version: a fifth of a second after it the store
-                           had a shard that this run began and that has no manifest, or all manifests and no
-                           version
+                           between the last manifest and the version: at the kill and a fifth of a second
+                           after it the store had the same shard that this run began and that has no manifest;
+                           or the driver was killed, and there were all manifests and no version
     shards_differing       objects below shards/, manifest/ and dataset/ that are missing, other or too many
     units_lost             units of the undisturbed run that ended in no state, or in another one
     units_doubled          units, or samples of the dataset, that are there twice or should not be
@@ -221,7 +221,7 @@ class Chaos:
 
     def _disturb(self, run: Victim) -> None:
         """Kill while there are kills left, the driver lives and the drawn time is not beyond its end."""
-        kinds = ["driver"] if self.in_process else ["machine", "group", "driver", "worker"]
+        kinds = ["driver"] if self.in_process else ["machine", "group", "driver"]
         earliest = 0.0
         while self.found.kills < self.kills and not run.driver_killed:
             if self.found.runs % AIMED == 0:
@@ -232,15 +232,16 @@ class Chaos:
                 at = self.random.uniform(earliest, self.reference.seconds)
                 if run.ended(at):
                     return
-                kind, earliest = self.random.choice(kinds), at
+                kind, earliest = self.random.choice([*kinds, "worker"]), at
             if kind == "worker" and (run.worker_killed or not run.workers()):
-                kind = "machine"
+                kind = self.random.choice(kinds)
             if not run.kill(kind, self.random):
                 return
             self.found.kills += 1
             self.found.by_kind[kind] += 1
+            at_kill = run.open_shards()
             time.sleep(SETTLED_S)
-            inside = run.left_inside_commit(self.reference.manifests)
+            inside = run.left_inside_commit(self.reference.manifests, at_kill)
             self.found.kills_inside_commit += inside
             log.debug("%s killed after %.1f s%s", kind, run.seconds, ", inside a commit" * inside)
 

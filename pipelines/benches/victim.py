@@ -31,7 +31,7 @@ class Victim:
     def __init__(self, folder: Path, name: str, workflow: Path, in_process: bool) -> None:
         self.store = FolderStorage(folder / name)
         self.driver_killed = self.worker_killed = False
-        self._open_at_start = self._open_shards()
+        self._open_at_start = self.open_shards()
         self._names_at_start = self._names()
         self._committed_at_start = set(self.store.list("manifest"))
         self._log = folder / f"{name}.log"
@@ -132,7 +132,7 @@ class Victim:
 
     # --- its commits -------------------------------------------------------------------------------------
 
-    def _open_shards(self) -> set[tuple[str, int]]:
+    def open_shards(self) -> set[tuple[str, int]]:
         """(name, time of change) of every file of a shard without a manifest, unfinished ones too."""
         committed = {Path(key).stem for key in self.store.list("manifest")}
         found = set()
@@ -156,11 +156,15 @@ class Victim:
         except FileNotFoundError:
             return
 
-    def left_inside_commit(self, manifests: set[str]) -> bool:
-        """Whether this run has begun a shard, or the version of all `manifests`, and not committed it."""
-        if self._open_shards() - self._open_at_start:
+    def left_inside_commit(self, manifests: set[str], at_kill: set[tuple[str, int]]) -> bool:
+        """Whether this run has begun a shard, or the version of all `manifests`, and not committed it.
+
+        `at_kill`: the open shards when it was killed. What a worker that lives has in hand is none of them,
+        or is committed by now.
+        """
+        if (self.open_shards() & at_kill) - self._open_at_start:
             return True
-        done = set(self.store.list("manifest")) >= manifests
+        done = self.driver_killed and set(self.store.list("manifest")) >= manifests
         return done and not self._committed_at_start >= manifests and not self.store.exists(LATEST)
 
 

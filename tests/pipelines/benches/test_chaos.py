@@ -85,7 +85,8 @@ def test_what_has_ended_by_itself_is_not_killed(victim):
 def opened(tmp_path):
     made = object.__new__(Victim)
     made.store = FolderStorage(tmp_path / "store")
-    made._open_at_start = made._open_shards()
+    made.driver_killed = True
+    made._open_at_start = made.open_shards()
     made._names_at_start = made._names()
     made._committed_at_start = set(made.store.list("manifest"))
     return made
@@ -93,22 +94,31 @@ def opened(tmp_path):
 
 def test_a_kill_is_inside_a_commit_while_a_shard_of_this_run_has_no_manifest(tmp_path):
     store = FolderStorage(tmp_path / "store")
-    assert not opened(tmp_path).left_inside_commit({"manifest/00000-a.json"})
+    first, both = {"manifest/00000-a.json"}, {"manifest/00000-a.json", "manifest/00001-b.json"}
+
+    def inside(run, manifests):
+        return run.left_inside_commit(manifests, run.open_shards())
+
+    assert not inside(opened(tmp_path), first)
     run = opened(tmp_path)
     (tmp_path / "store" / "shards").mkdir(parents=True)
     unfinished = tmp_path / "store" / "shards" / ".tmp-1-ab"
     unfinished.write_bytes(b"half")
-    assert run.left_inside_commit({"manifest/00000-a.json"})
-    assert not opened(tmp_path).left_inside_commit({"manifest/00000-a.json"})      # of a run before
+    assert inside(run, first)
+    assert not inside(opened(tmp_path), first)                   # of a run before
+    assert not run.left_inside_commit(first, set())              # begun by another worker, after the kill
     unfinished.unlink()
     store.write("shards/00000-a.tar", b"whole")
     assert run.begun() == {"00000-a.tar"}
-    assert run.left_inside_commit({"manifest/00000-a.json"})
+    assert inside(run, first)
     store.create("manifest/00000-a.json", b"{}")
-    assert not run.left_inside_commit({"manifest/00000-a.json", "manifest/00001-b.json"})
-    assert run.left_inside_commit({"manifest/00000-a.json"})                       # no version yet
+    assert not inside(run, both)
+    assert inside(run, first)                                    # no version yet
+    run.driver_killed = False
+    assert not inside(run, first)                                # who makes the version lives
+    run.driver_killed = True
     store.write("dataset/latest.json", b"{}")
-    assert not run.left_inside_commit({"manifest/00000-a.json"})
+    assert not inside(run, first)
 
 
 def test_what_differs_is_lost_or_there_twice_is_counted(tmp_path, monkeypatch):
