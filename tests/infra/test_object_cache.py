@@ -150,7 +150,7 @@ def test_processes_that_share_it_never_see_a_part_or_another_object(cache, serve
     small = ObjectCache(cache.folder, 350)
     with small.copy(*server("z")):
         assert used(small) <= 350
-    assert len(server.fetched) > 50          # it was full all the time
+    assert len(server.fetched) > 20          # it was full all the time
 
 
 def test_what_a_killed_process_left_of_a_copy_goes(cache, tmp_path, server):

@@ -321,10 +321,13 @@ def test_no_message_and_no_traceback_holds_a_password_of_an_address(no_aws, monk
     assert "secret-of-nobody" not in said
 
 
-def test_requests_are_addressed_signed_and_encrypted_as_the_settings_say(proxy, root, tmp_path):
+@pytest.mark.parametrize(("encryption", "key"), [("AES256", None), ("aws:kms", "key-7")])
+def test_requests_are_addressed_signed_and_encrypted_as_the_settings_say(
+    proxy, root, tmp_path, encryption, key
+):
     """What the server is sent, also of an object in parts."""
     how = {"addressing": "path", "endpoint": proxy.endpoint, "region": "eu-west-3"}
-    store = open_storage(root, encryption="aws:kms", kms_key="key-7", patience_s=0.0, **how)
+    store = open_storage(root, encryption=encryption, kms_key=key, patience_s=0.0, **how)
     (tmp_path / "f").write_bytes(bytes(17 << 20))
     for call in (lambda: store.write("w", b""), lambda: store.create("c", b""),
                  lambda: store.upload("u", tmp_path / "f")):  # fmt: skip
@@ -334,8 +337,8 @@ def test_requests_are_addressed_signed_and_encrypted_as_the_settings_say(proxy, 
     begun = [headers for method, path, headers in proxy.asked if method == "PUT" or "?uploads" in path]
     assert len(begun) == 3
     for headers in begun:
-        assert headers["x-amz-server-side-encryption"] == "aws:kms"
-        assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-7"
+        assert headers["x-amz-server-side-encryption"] == encryption
+        assert headers.get("x-amz-server-side-encryption-aws-kms-key-id") == key
         assert "/eu-west-3/s3/aws4_request" in headers["authorization"]
     assert {path.rpartition("/")[0] for _, path, _ in proxy.asked} == {f"/{root.removeprefix('s3://')}"}
     hosts = {}
