@@ -85,11 +85,12 @@ def _check_backends(settings: EvaluateSettings) -> None:
 def training(workflow: Workflow) -> Job:
     """The training that the settings and the latest dataset make. Raises ValueError when there is no
     dataset."""
+    from pipelines.train_init import prepare_init
     from pipelines.train_job import Job
     from stages.shards import open_dataset
 
     dataset = open_dataset(workflow.store())
-    return Job(storage=workflow.storage, settings=workflow.train, dataset=dataset.version)
+    return Job(workflow.storage, workflow.train, dataset.version, init=prepare_init(workflow))
 
 
 def newest_checkpoint(workflow: Workflow) -> Checkpoint:

@@ -256,6 +256,16 @@ def test_a_training_starts_from_the_weights_and_schedules_of_another(results: Pa
     assert 0 < moved < 0.02  # one update of Adam, not other weights
 
 
+@pytest.mark.slow
+def test_what_is_evaluated_is_the_training_with_its_init(data: Path, results: Path, tmp_path: Path) -> None:
+    from pipelines.evaluate import training
+    from pipelines.train import plan
+
+    started = workflow(copy(data, tmp_path / "w"), init=str(folder(results / "one")))
+    assert training(started).run == plan(started).run
+    assert training(workflow(tmp_path / "w")).run != plan(started).run
+
+
 def test_an_init_that_does_not_exist_is_one_line(data: Path) -> None:
     from pipelines.train import plan
 
