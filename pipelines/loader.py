@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ from stages.dataset import DamagedError, Dataset, Sample
 
 T = TypeVar("T")
 Cameras = tuple[Tensor, Tensor]
+Seen = tuple[NDArray[np.float32], Draw]      # cameras [n, 25] as they are in the shard, and what was drawn
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,14 @@ class Batch:
         """Images as float32 in [-1, 1], times and cameras."""
         images = self.images.to(device).contiguous().float().div_(127.5).sub_(1)
         return images, self.times.to(device), self.cameras.to(device)
+
+
+def _stacked(seen: Sequence[Seen]) -> Cameras:
+    """Cameras [B, n, 25], mirrored where the pictures are, and times [B, n]."""
+    cameras = np.stack([cameras for cameras, _ in seen])
+    flips = np.array([draw.flip for _, draw in seen])
+    cameras[flips] = camera.hflip(cameras[flips])
+    return torch.from_numpy(cameras), torch.from_numpy(np.stack([draw.times for _, draw in seen]))
 
 
 class Damage:
@@ -139,14 +148,11 @@ class Loader:
     def cameras(self, step: int, phase: int) -> Cameras:
         """Cameras [B, n, 25] for the generated frames of a phase, and their times [B, n]: of the *global*
         batch, since videos swap cameras with each other."""
-        draw = functools.partial(self.sampler.camera, step, phase)
-
-        def read(draw: Draw) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            return self._camera(draw), draw.times
-
-        drawn = [self._attempt(functools.partial(draw, video), read) for video in range(self.batch)]
-        cameras, times = (np.stack(part) for part in zip(*drawn, strict=True))
-        return torch.from_numpy(cameras), torch.from_numpy(times)
+        drawn = [
+            self._attempt(functools.partial(self.sampler.camera, step, phase, video), self._cameras)
+            for video in range(self.batch)
+        ]
+        return _stacked(drawn)
 
     def close(self) -> None:
         """Stop reading; nothing goes on in the background then."""
@@ -169,43 +175,37 @@ class Loader:
             for video, into in zip(self.videos, pixels, strict=True)
         ]
         phases = [steps.PHASES.index(name) for name in steps.phases(step, self.recipe) if name in GENERATING]
-        phases = phases if generated else []
-        cameras = {phase: self._submit(self.cameras, step, phase) for phase in phases}
-        still_there = self._submit(self._check)
+        others = self._submit(self._cameras_of, step, phases if generated else [])
 
         def finish() -> Batch:
-            still_there()
-            read = zip(*(ready() for ready in videos), strict=True)
-            times, seen = (torch.from_numpy(np.stack(part)) for part in read)
+            cameras, times = _stacked([ready() for ready in videos])
             images = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)
-            return Batch(images, times, seen, {phase: ready() for phase, ready in cameras.items()})
+            return Batch(images, times, cameras, others())
 
         return finish
 
-    def _check(self) -> None:
+    def _cameras_of(self, step: int, phases: list[int]) -> dict[int, Cameras]:
         if time.monotonic() > self._check_at:
             self._check_at = time.monotonic() + CHECK_S
             self.dataset.check_not_taken_down()
+        return {phase: self.cameras(step, phase) for phase in phases}
 
     def _submit(self, call: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         if self._pool is None:
             return functools.partial(call, *arguments)
         return self._pool.submit(call, *arguments).result
 
-    def _video(
-        self, step: int, video: int, into: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Times and cameras of a video; its frames go `into` [n, H, H, 3]."""
+    def _video(self, step: int, video: int, into: NDArray[np.uint8]) -> Seen:
+        """One video; its frames go `into` [n, H, H, 3]."""
 
-        def read(draw: Draw) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        def read(draw: Draw) -> Seen:
             self.dataset.read_frames(draw.sample, draw.frames.tolist(), into, mirrored=draw.flip)
-            return draw.times, self._camera(draw)
+            return self._cameras(draw)
 
         return self._attempt(functools.partial(self.sampler.real, step, video), read)
 
-    def _camera(self, draw: Draw) -> NDArray[np.float32]:
-        cameras = self.dataset.cameras(draw.sample)[draw.frames]
-        return camera.hflip(cameras) if draw.flip else cameras
+    def _cameras(self, draw: Draw) -> Seen:
+        return self.dataset.cameras(draw.sample)[draw.frames], draw
 
     def _attempt(self, draw: Callable[..., Draw], read: Callable[[Draw], T]) -> T:
         """Read what is drawn, or, when it is damaged, what is drawn in its place."""

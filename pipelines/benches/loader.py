@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.allocator import tune_allocator
 from infra.storage import FolderStorage, Storage, open_storage
 from model.camera import orbit
 from model.config import Variant, voxceleb_512
@@ -49,7 +50,7 @@ JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWR
 
 def run(
     clips: int = 16,
-    rounds: int = 9,
+    rounds: int = 15,
     threads: int = 2,
     store: str = "",
     endpoint: str = "",
@@ -60,6 +61,7 @@ def run(
     if clips < variant.recipe.batch or rounds < 1 or threads < 1:
         least = f"--clips {variant.recipe.batch}, --rounds 1, --threads 1"
         raise ValueError(f"bench loader: too little to measure; give at least {least}")
+    tune_allocator()                         # as a training does
     with tempfile.TemporaryDirectory(prefix="pv3d-bench-") as folder:
         here = FolderStorage(Path(folder, "store"))
         make_dataset(here, clips)
