@@ -296,6 +296,8 @@ class OnRay:
         if work.alone and death.reason == NO_MEMORY and not work.quiet:
             one = len(self.places.nodes) == 1
             if self.busy if one else work.moves < 2:
+                unit, where = work.group or work.refs[0].id, "with nothing beside it" if one else "elsewhere"
+                log.warning("%s: %s at %s, alone; trying it %s", unit, death.reason, work.pool.name, where)
                 work.moves, work.quiet = work.moves + 1, one
                 work.pool.queue.appendleft(work)
                 return None
