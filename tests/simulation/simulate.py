@@ -33,7 +33,7 @@ from simulated_runs import Execution, Setting  # noqa: E402
 SETTINGS = [Setting(s3=s3, leases=leases, apart=leases) for leases in (False, True) for s3 in (False, True)]
 SYSTEMATIC = {
     "crash points": (crash_points, SETTINGS),
-    "second crash points": (double_crash_points, SETTINGS[::3]),
+    "second crash points": (double_crash_points, SETTINGS[3:]),
     "older lists": (older_lists, SETTINGS),
     "two changes of turns": (two_changes, SETTINGS[:1]),
 }
@@ -87,7 +87,7 @@ def simulate(count: int, first: int, processes: int) -> dict[str, Any]:
     last = first
     work = jobs(count, first)
     left = sum(kind != "chance" for kind, _, _ in work)
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
+    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=20) as pool:
         for (kind, at, seeds), number, found in pool.imap_unordered(perform, work):
             done[kind] = done.get(kind, 0) + number
             bad += found

@@ -203,6 +203,7 @@ def simulated() -> Iterator[None]:
     ]  # fmt: skip
     level, threshold = logging.root.manager.disable, gc.get_threshold()
     logging.disable(logging.CRITICAL)
+    gc.collect()
     gc.freeze()                              # of what is there already nothing goes
     gc.set_threshold(50_000, 50, 1000)
     try:
