@@ -26,6 +26,7 @@ source:
 stages:
   - use: sited:Fetched
     log: {root}.log
+    seconds: 0.3
     resources: {{cpus: 0.25, custom: {{egress: 1}}}}
   - use: sited:Held
     log: {root}.log
