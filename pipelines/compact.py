@@ -84,7 +84,8 @@ def _clips(data: bytes, record: Record) -> Iterator[tuple[bytes, bytes]]:
             raise ValueError(f"the place of {out.id} is not known")
         start, length, _, first = out.at
         line = checked(data[start : start + length], out.at)
-        held = data[first : first + arrays_bytes(line)]
-        if len(held) != arrays_bytes(line):
+        size = arrays_bytes(line)
+        held = data[first : first + size]
+        if len(held) != size:
             raise ValueError(f"the arrays of {out.id} are cut short")
         yield line, held
