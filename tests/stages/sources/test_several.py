@@ -1,10 +1,13 @@
 """Several lists at once: what is listed twice is done once, and two faces of one moment both stay."""
 
+import random
 import time
 
 import pytest
 
+from infra import scratch
 from infra.storage import FolderStorage
+from stages.clip import Clip
 from stages.sources.folder import Folder
 from stages.sources.lists import refuse, unit
 from stages.sources.several import Several, mark_duplicates
@@ -117,3 +120,21 @@ def test_an_utterance_of_two_trees_is_done_once(tmp_path):
     (clip,) = mark_duplicates(VoxCeleb(str(tmp_path / "txt"), 2, splits=["train", "held-out"]).clips(None))
     assert [span.get("error", "") for span in clip.listed["spans"]] == ["", "duplicate"]
     assert len({span["key"] for span in clip.listed["spans"]}) == 2
+
+
+def test_what_is_a_duplicate_does_not_depend_on_how_much_is_in_memory(monkeypatch):
+    random_ = random.Random(0)
+    clips = []
+    for number in range(400):
+        start = random_.randrange(100)
+        left = random_.choice([0.0, 0.5])
+        box = [0.0, left, 0.1, left + 0.4, 0.9]
+        span = {"key": "k", "start_s": start, "end_s": start + 5.0, "boxes": [box]}
+        listed = {"source_id": f"youtube:{random_.randrange(40)}", "spans": [span]}
+        clips.append(Clip(f"c{number}", "s", f"v{number}", listed=listed if number % 3 else {}))
+        clips.append(Clip(f"f{number}", "s", f"file {random_.randrange(300)}"))
+    plain = [clip.listed for clip in mark_duplicates(clips)]
+    monkeypatch.setattr(scratch, "HELD", 2)
+    monkeypatch.setattr(scratch, "_FLUSHED", 8)
+    assert [clip.listed for clip in mark_duplicates(clips)] == plain
+    assert 50 < str(plain).count("duplicate") < 700
