@@ -23,6 +23,8 @@ from model import camera
 from model.config import tiny
 from pipelines.loader import AHEAD, Batch, Loader
 from pipelines.sampling import Sampler, check_dataset
+from pipelines.settings import StorageSettings, TrainSettings
+from pipelines.train_job import Job
 from stages.dataset import DamagedError, Dataset, Sample, TakenDownError, open_dataset
 
 SIDE, PEOPLE = 64, (5, 1, 2)  # px; clips of each person
@@ -251,6 +253,17 @@ def test_a_damaged_frame_is_replaced_by_the_same_other_one_everywhere_and_told(s
         parts = batches(open_dataset(store), rank=rank, workers=2, threads=rank, **settings)
         for part, after in zip(parts, found, strict=True):
             assert torch.equal(part.images, after.images[rank::2])
+
+
+def test_a_training_keeps_which_clips_are_damaged_and_why(store: FolderStorage) -> None:
+    dataset = shards(store)
+    damage(store, dataset, "b1", "cameras.npy")
+    job = Job(StorageSettings(root=store.root), TrainSettings(variant="model.config:tiny"), dataset.version)
+    batches(open_dataset(store), damaged_limit=0.2, damaged=job.tell_damaged)
+    told = json.loads(store.read(f"{job.run}/damaged/b1.json"))
+    tar = next(sample.tar for sample in dataset.samples if sample.clip_id == "b1")
+    assert (told["clip"], told["shard"]) == ("b1", tar)
+    assert "is damaged" in told["reason"]
 
 
 @pytest.mark.parametrize("kind", ["frame", "cameras", "tar", "index"])
