@@ -390,3 +390,18 @@ def test_a_shard_that_is_not_what_its_manifest_says_is_told_and_read_by_range(
         assert [dataset.members.has_copy(tar) for tar in (wrong, right)] == [False, True]
         found = list(loader.ahead(0, 4))
     assert all(equal(a, b) for a, b in zip(found, batches(shards(store), 4), strict=True))
+
+
+def test_workers_of_a_machine_fetch_a_shard_once(remote: tuple[FaultProxy, Any]) -> None:
+    proxy, opened = remote
+    datasets = [opened(1.0) for _ in range(2)]
+    before = proxy.requests
+    loaders = [Loader(data, tiny(), seed=1, rank=i, workers=2) for i, data in enumerate(datasets)]
+    for loader in loaders:
+        loader.copies.start(100)
+    for loader in loaders:
+        loader.copies.wait()
+        assert all(loader.dataset.members.has_copy(tar) for tar in loader.dataset.shards)
+    assert proxy.requests == before + len(datasets[0].shards)
+    for loader in loaders:
+        loader.close()
