@@ -7,6 +7,7 @@ that a million units need no more memory than a thousand.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Segment:
     key: str
     arrays: int                              # bytes of its .npz
     rows: int                                # records that it was written with
+    first: int                               # of its rows in the index; the others follow it
 
 
 Row = tuple[str, int, str]                   # unit, number of the segment, line
@@ -36,12 +38,13 @@ class Index:
         self._db = temporary_database()
         self._db.execute(
             "CREATE TABLE segments (number INTEGER PRIMARY KEY, stage TEXT, key TEXT, arrays INTEGER, "
-            "rows INTEGER)"
+            "rows INTEGER, first INTEGER)"
         )
         self._db.execute("CREATE UNIQUE INDEX segments_key ON segments (key)")
         self._tables: dict[str, str] = {}                # of the stages that were read
         self._sealed: set[str] = set()
         self._made = 0
+        self._next = 1
         self.segment = functools.lru_cache(1024)(self._segment)
         self.key = functools.lru_cache(1024)(self._key)
 
@@ -65,14 +68,17 @@ class Index:
         """The lines of one more segment. Raises ValueError for one without a unit; then nothing is put."""
         units = [unit_of(line) for line in lines]
         table = self._tables[stage]
-        number = self._db.execute(
-            "INSERT INTO segments (stage, key, arrays, rows) VALUES (?, ?, ?, ?)",
-            (stage, key, arrays, len(lines)),
-        ).lastrowid
         if stage in self._sealed:
             put_all(self._db, f"DELETE FROM {table} WHERE unit = ?", ((unit,) for unit in units))
-        rows = ((unit, number, line) for unit, line in zip(units, lines, strict=True))
-        put_all(self._db, f"INSERT INTO {table} (unit, segment, line) VALUES (?, ?, ?)", rows)
+        first = self._next                               # never again: a segment knows its rows by it
+        self._next += len(lines)
+        number = self._db.execute(
+            "INSERT INTO segments (stage, key, arrays, rows, first) VALUES (?, ?, ?, ?, ?)",
+            (stage, key, arrays, len(lines), first),
+        ).lastrowid
+        numbered = enumerate(zip(units, lines, strict=True), first)
+        rows = ((n, unit, number, line) for n, (unit, line) in numbered)
+        put_all(self._db, f"INSERT INTO {table} (n, unit, segment, line) VALUES (?, ?, ?, ?)", rows)
 
     def seal(self, stage: str) -> None:
         """All segments of the store were put: find units from now on. Sorting once is quicker than always."""
@@ -113,14 +119,14 @@ class Index:
             f"SELECT unit, segment, line FROM {self._tables[stage]} WHERE unit IN ({marks})", units
         ).fetchall()
 
-    def all(self, stage: str, segment: int | None = None) -> Iterator[list[Row]]:
+    def all(self, stage: str, segment: Segment | None = None) -> Iterator[list[Row]]:
         """All rows of a stage, or of a segment of it, in the order of the store, a page at a time."""
-        last = -1
-        which = "" if segment is None else f"AND segment = {segment:d}"
+        last = segment.first - 1 if segment else 0
+        end = segment.first + segment.rows if segment else sys.maxsize
         while True:
             rows = self._db.execute(
-                f"SELECT unit, segment, line, n FROM {self._tables[stage]} WHERE n > ? {which} "
-                "ORDER BY n LIMIT ?", (last, PAGE_ROWS),
+                f"SELECT unit, segment, line, n FROM {self._tables[stage]} WHERE n > ? AND n < ? "
+                "ORDER BY n LIMIT ?", (last, end, PAGE_ROWS),
             ).fetchall()
             if not rows:
                 return
@@ -136,15 +142,15 @@ class Index:
         """Every segment of a stage in the order of the store, with how many of its records are the latest."""
         table = self._tables[stage]
         rows = self._db.execute(
-            f"SELECT number, key, arrays, rows, coalesce(live, 0) FROM segments LEFT JOIN "
+            f"SELECT number, key, arrays, rows, first, coalesce(live, 0) FROM segments LEFT JOIN "
             f"(SELECT segment, count(*) AS live FROM {table} GROUP BY segment) ON segment = number "
             "WHERE stage = ? ORDER BY key", (stage,),
         )
-        return ((Segment(number, key, arrays, count), live) for number, key, arrays, count, live in rows)
+        return ((Segment(*row[:5]), row[5]) for row in rows)
 
     def _segment(self, key: str) -> Segment:
         row = self._db.execute(
-            "SELECT number, key, arrays, rows FROM segments WHERE key = ?", (key,)
+            "SELECT number, key, arrays, rows, first FROM segments WHERE key = ?", (key,)
         ).fetchone()
         if row is None:
             raise LookupError(f"{key} was dropped")

@@ -94,7 +94,7 @@ class Ledger:
     def records(self, stage: str, segment: Segment | None = None) -> Iterator[Record]:
         """The latest record of every unit of a stage, or of a segment of it, in the order of the store."""
         self._load(stage)
-        for rows in self._index.all(stage, segment.number if segment else None):
+        for rows in self._index.all(stage, segment):
             pending = self._pending.get(stage, {})
             yield from (record for record in self._parsed(rows) if record.unit not in pending)
         for record, _ in [] if segment else list(self._pending.get(stage, {}).values()):

@@ -178,3 +178,19 @@ def test_a_run_merges_what_it_leaves_and_the_next_one_redoes_nothing(tiny, monke
     assert set(done.redone.values()) == {0}
     assert prepare(tiny.load("source.count=10"), in_process=True).redone["Mark"] == 2
     assert Ledger(tiny.store).current("Mark", "key", Ref("v00-0", "", "")) is None
+
+
+def test_a_segment_tells_its_own_records_when_its_last_was_superseded(store):
+    write(store, range(12))
+    ledger = Ledger(store)
+    assert ledger.count("S") == 12
+    for value in (70, 80):
+        out = clip("u11", value)
+        ledger.add("S", Record(out.id, "s", "key", "in", "ok", outputs=[Output(out.id, out.digest())]), [out])
+        ledger.flush()
+    before = contents(store)
+    told = [[record.unit for record in ledger.records("S", one)] for one, _ in list(ledger.segments("S"))]
+    assert told == [*([f"u{number}"] for number in range(11)), [], [], ["u11"]]
+    compact(ledger, ["S"])
+    assert contents(store) == before
+    assert len(segments(store)) == 1
