@@ -33,6 +33,7 @@ BENCHES = {
     "loader": "pipelines.benches.loader:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
+    "train": "pipelines.benches.train:run",
     "videos": "pipelines.benches.videos:run",
     "window": "pipelines.benches.window:run",
     "workers": "pipelines.benches.two_workers:run",

@@ -129,23 +129,23 @@ def decode(files: list[bytes]) -> list[Any]:
 # --- clips -------------------------------------------------------------------------------------------------
 
 
-def make_dataset(store: Storage, clips: int) -> None:
-    """A committed dataset of two people, each in half of the clips."""
+def make_dataset(store: Storage, clips: int, *, side: int = SIDE, frames: int = FRAMES) -> None:
+    """A committed dataset of two people, each in half of the clips: `frames` of `side` px each."""
     stage = WriteShards(buckets=4)
     stage.setup(store)
     groups: dict[str, list[Clip]] = {}
-    for clip in (_clip(store, number) for number in range(clips)):
+    for clip in (_clip(store, number, side, frames) for number in range(clips)):
         groups.setdefault(stage.group(clip), []).append(clip)
     written = [out for name, some in groups.items() for out in stage.process_group(name, some)]
     stage.finish(store, (clip for clip in written if isinstance(clip, Clip)))
 
 
-def _clip(store: Storage, number: int) -> Clip:
+def _clip(store: Storage, number: int, side: int, frames: int) -> Clip:
     scenes = {scene.portrait.identity: scene for scene in SCENES.values()}
     portrait = scenes[sorted(scenes)[number % len(scenes)]].portrait
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for index, frame in enumerate(film(portrait, number)):
+        for index, frame in enumerate(film(portrait, number, side, frames)):
             done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), JPEG)
             assert done, "a picture in memory can be encoded"
             info = tarfile.TarInfo(f"{index:04d}.jpg")
@@ -155,26 +155,28 @@ def _clip(store: Storage, number: int) -> Clip:
     store.write(f"aligned/{name}.tar", buffer.getvalue())
     return Clip(
         id=name, source=name, video=name, dataset="bench", licence=portrait.licence, fps=FPS,
-        identity=portrait.identity, frame_times_s=np.arange(FRAMES) / FPS, crop_size=SIDE,
-        aligned=f"aligned/{name}.tar", crop_transforms=np.tile(np.eye(3)[:2], (FRAMES, 1, 1)),
-        face_boxes=np.zeros((FRAMES, 4), np.float32), landmarks=np.zeros((FRAMES, 68, 2), np.float32),
-        cameras=np.stack([orbit(number + index / 4).encode() for index in range(FRAMES)]),
+        identity=portrait.identity, frame_times_s=np.arange(frames) / FPS, crop_size=side,
+        aligned=f"aligned/{name}.tar", crop_transforms=np.tile(np.eye(3)[:2], (frames, 1, 1)),
+        face_boxes=np.zeros((frames, 4), np.float32), landmarks=np.zeros((frames, 68, 2), np.float32),
+        cameras=np.stack([orbit(number + index / 4).encode() for index in range(frames)]),
     )  # fmt: skip
 
 
-def film(portrait: Portrait, seed: int) -> Iterator[NDArray[np.uint8]]:
+def film(
+    portrait: Portrait, seed: int, side: int = SIDE, frames: int = FRAMES
+) -> Iterator[NDArray[np.uint8]]:
     """Frames uint8 [H, H, 3] of a turned head that drifts by parts of a pixel, under a sensor's noise."""
     random = np.random.default_rng(seed)
-    view = View(random.uniform(-25, 25), random.uniform(-10, 10), 0.0, 2.3, (SIDE / 2, 0.45 * SIDE))
-    still = _relief(portrait).frame(view, Expression(), SIDE, SIDE)
-    noise = random.normal(0, 2, (SIDE + FRAMES, SIDE, 3)).astype(np.float32)
-    for index in range(FRAMES):
+    view = View(random.uniform(-25, 25), random.uniform(-10, 10), 0.0, 2.3, (side / 2, 0.45 * side))
+    still = _relief(portrait).frame(view, Expression(), side, side)
+    noise = random.normal(0, 2, (side + frames, side, 3)).astype(np.float32)
+    for index in range(frames):
         x, y = random.normal(0, 0.3, 2)
         place = np.array([[1.0, 0.0, x + 0.4 * index], [0.0, 1.0, y + 0.2 * index]])
         frame = cv2.warpAffine(
-            still, place, (SIDE, SIDE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+            still, place, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
         )
-        yield np.clip(frame + noise[index : index + SIDE], 0, 255).astype(np.uint8)
+        yield np.clip(frame + noise[index : index + side], 0, 255).astype(np.uint8)
 
 
 _relief = functools.lru_cache(load)
