@@ -51,7 +51,10 @@ def test_text_in_a_plot_is_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.05, "0.05"), (0.00757, "0.0076"), (123.4, "123"), (1234, "1234"), (48_250, "48.2k"), (2e6, "2M"), (1e-5, "1e-05")],
+    [
+        (0, "0"), (0.05, "0.05"), (0.00757, "0.0076"), (123.4, "123"), (1234, "1234"), (48_250, "48.2k"),
+        (2e6, "2M"), (1e-5, "1e-05"),
+    ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert svg._short(value) == text
