@@ -43,14 +43,14 @@ from stages.sources.relief import Expression, View
 
 SIDE, FPS = 512, 25.0
 FRAMES = 20                                  # of a clip
-STEPS = 8                                    # updates of a round
+STEPS = 24                                   # updates of a round
 CACHE_GB = 10.0                              # as storage.s3.cache_gb
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 
 
 def run(
     clips: int = 16,
-    rounds: int = 15,
+    rounds: int = 9,
     threads: int = 2,
     store: str = "",
     endpoint: str = "",
