@@ -30,7 +30,7 @@ from pipelines.stage_keys import remember
 from pipelines.videos import Videos
 from pipelines.weights import check_steps
 from pipelines.workflow import Step, Workflow
-from stages.base import GroupStage, Stage
+from stages.base import GroupStage, LostOutputError, Stage
 from stages.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
@@ -390,8 +390,22 @@ class _Run:
         if self.ledger.finished(step.name) == f"{digest}:{step.stage.standing(self.store)}":
             return
         self.ledger.flush()
-        left = step.stage.finish(self.store, kept.clips())
+        try:
+            left = step.stage.finish(self.store, kept.clips())
+        except LostOutputError as error:
+            log.warning("%s: %s is gone; it is made again", step.name, error)
+            self._again(step, (ref.id for ref in kept if error.of(self.ledger.load(ref, arrays=()))))
+            raise LostSegmentError(step.name) from error
         self.ledger.finish(step.name, f"{digest}:{left}")
+
+
+    def _again(self, step: Step, units: Iterable[str]) -> None:
+        """Have the groups of these units done again."""
+        for unit in list(units):
+            record = self.ledger.record(step.name, unit)
+            assert record is not None, f"{unit} came out of {step.name}"
+            lost = replace(record, state="failed", reason="lost", outputs=[], members="", again=True)
+            self.ledger.add(step.name, lost, [])
 
 
 def _nowhere(*unit: object) -> None:

@@ -11,7 +11,7 @@ Where what runs: the constructor runs on the driver, when the workflow is read, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +40,15 @@ class Drop(Exception):  # noqa: N818 - not an error: what a filter does
 
 class Barred(Drop):
     """Reject for who asks, not for what it is: tried again when settings with `ACCESS` change."""
+
+
+class LostOutputError(Exception):
+    """What a group stage made in an earlier run is gone. `of` tells the clips that it was made of: their
+    groups are done again."""
+
+    def __init__(self, what: str, of: Callable[[Clip], bool]) -> None:
+        super().__init__(what)
+        self.of = of
 
 
 class TryLater(Drop):

@@ -21,7 +21,7 @@ import logging
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,9 +29,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.storage import Storage
+from infra.storage import Storage, check_key
 from infra.words import many
-from stages.base import GroupStage, Rejected
+from stages.base import GroupStage, LostOutputError, Rejected
 from stages.clip import Clip
 from stages.dataset import LATEST, Dataset, Sample, decode_jpeg, open_dataset, taken_down_by
 from stages.provenance import config_hash, provenance, public_source
@@ -126,17 +126,20 @@ class WriteShards(GroupStage):
         sizes = sorted(kinds)
         if len(sizes) > 1:
             raise ValueError(f"shards: clips of different size and rate {sizes}; use one storage.root each")
+        if lost := set(lost_shards(store, shards)):
+            raise LostOutputError(f"{sorted(lost)[0]} or its shard", lambda clip: clip.shard in lost)
         key = hashlib.sha256(_json({"version": self.version, **asdict(self)})).hexdigest()[:16]
         version = commit_dataset(store, sorted(shards), key=key)
         log.info("dataset %s: %s", version, many(shards.total(), "clip"))
         return version
 
     def standing(self, store: Storage) -> str | None:
-        """The latest version, when it is there."""
+        """The latest version, when it is there with all its shards."""
         try:
             version = str(json.loads(store.read(LATEST))["version"])
-            return version if store.exists(f"dataset/{version}.json") else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            manifests = json.loads(store.read(check_key(f"dataset/{version}.json")))["manifests"]
+            return None if lost_shards(store, manifests) else version
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -168,6 +171,16 @@ def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> s
     if not store.exists(LATEST) or store.read(LATEST) != latest:
         store.write(LATEST, latest)
     return version
+
+
+def lost_shards(store: Storage, manifests: Iterable[str]) -> list[str]:
+    """Those of the manifests (keys) that are gone, or whose tar or index is."""
+    held = {*store.list("manifest"), *store.list("shards")}
+    stems = {key: key.removeprefix("manifest/").removesuffix(".json") for key in manifests}
+    return [
+        key for key, stem in stems.items()
+        if not {key, f"shards/{stem}.tar", f"shards/{stem}.index.json"} <= held
+    ]  # fmt: skip
 
 
 def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str | None:
@@ -225,7 +238,8 @@ def _commit(store: Storage, group: str, samples: list[dict[str, Any]], path: Pat
     key, data = f"manifest/{stem}.json", _json(manifest)
     if store.exists(key):
         _same(store, key, data)
-        return key
+        if not lost_shards(store, [key]):
+            return key
     store.upload(manifest["tar"], path)
     store.write(manifest["index"], _json({"schema": SCHEMA, "members": _index(path)}))
     if not store.create(key, data):
