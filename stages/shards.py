@@ -238,7 +238,7 @@ def _commit(store: Storage, group: str, samples: list[dict[str, Any]], path: Pat
     key, data = f"manifest/{stem}.json", _json(manifest)
     if store.exists(key):
         _same(store, key, data)
-        if not lost_shards(store, [key]):
+        if store.exists(manifest["tar"]) and store.exists(manifest["index"]):
             return key
     store.upload(manifest["tar"], path)
     store.write(manifest["index"], _json({"schema": SCHEMA, "members": _index(path)}))

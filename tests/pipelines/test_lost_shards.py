@@ -1,4 +1,4 @@
-"""A shard that is gone from the store, or a part of it, is made again: the same bytes, and nothing else redone."""
+"""A shard of which a part is gone from the store is made again: the same bytes, and nothing else redone."""
 
 from __future__ import annotations
 
