@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipelines.ledger import Ledger, Record, Ref, holds, in_pages, members_digest
+from pipelines.ledger import Ledger, Ref, holds, in_pages
 from pipelines.pools import Work
 from pipelines.spool import Spool
 from pipelines.work import Piece
@@ -16,6 +16,7 @@ from stages.base import GroupStage, Stage
 from stages.clip import Clip
 
 PAGE = 256                                   # units that are looked up at a time
+
 
 def clips_of(work: Work, ledger: Ledger) -> list[Clip]:
     """The clips that a work's stages get, in the order of its refs. Raises LostSegmentError."""
@@ -68,22 +69,21 @@ def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> Iterator[tuple
     return spool.groups()
 
 
-def group_records(step: Step, ledger: Ledger, members: list[Ref]) -> list[Record] | None:
-    """The records of a group, in the order of its members, or None when it is not done with exactly these."""
-    digest = members_digest(members)
-    records: list[Record] = []
-    for start in range(0, len(members), PAGE):
-        page = members[start : start + PAGE]
-        found = ledger.fetch(step.name, [ref.id for ref in page])
+def divide(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> tuple[Spool, Spool]:
+    """(what came out of the groups that are done with exactly these members, the members of the others)."""
+    assert isinstance(step.stage, GroupStage)
+    came, members = Spool(ledger), Spool(ledger)
+    for page in in_pages(refs, PAGE):
+        records = ledger.fetch(step.name, [ref.id for ref in page])
         for ref in page:
-            record = found.get(ref.id)
-            if record is None or record.again or record.members != digest or not holds(record, step.key, ref):
-                return None
-            records.append(record)
-    return records
-
-
-def group_outputs(step: Step, ledger: Ledger, members: list[Ref]) -> list[Ref] | None:
-    """What came out of a group, or None when it is not done with exactly these members."""
-    records = group_records(step, ledger, members)
-    return None if records is None else [out for record in records for out in ledger.outputs(record)]
+            record = records.get(ref.id)
+            if record is None or not holds(record, step.key, ref):
+                members.add(ref, step.stage.group(ledger.load(ref, arrays=())))
+                continue
+            members.add(ref, record.group, "" if record.again else record.members)
+            for out in ledger.outputs(record):
+                came.add(out, record.group)
+    done = members.marked()
+    came.keep(done)
+    members.drop(done)
+    return came, members

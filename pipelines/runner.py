@@ -16,7 +16,7 @@ from itertools import islice
 from infra.garbage import settled
 from infra.storage import Storage
 from pipelines.compact import compact
-from pipelines.groups import group_outputs, groups_of, in_storage_order, is_light, restore
+from pipelines.groups import divide, in_storage_order, is_light, restore
 from pipelines.in_process import InProcess
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
 from pipelines.limits import Limits
@@ -329,19 +329,15 @@ class _Run:
 
     def _group_step(self, step: Step, index: int, refs: Iterable[Ref]) -> Spool:
         pool = Pool([step], index)
-        ended = Spool(self.ledger)
+        ended, to_do = divide(step, self.ledger, refs)
 
         def settle(outcome: Outcome) -> None:
             for ref in self._settle_group(step, outcome):
                 ended.add(ref)
 
-        for group, members in groups_of(step, self.ledger, refs):
-            done = group_outputs(step, self.ledger, members)
-            if done is None:
-                self.progress.expect(step.name, len(members))
-                pool.queue.append(Work(pool, 0, members, group))
-            for ref in done or []:
-                ended.add(ref)
+        for group, members in to_do.groups():
+            self.progress.expect(step.name, len(members))
+            pool.queue.append(Work(pool, 0, members, group))
             while len(pool.queue) >= self._window:
                 self._turn([pool], settle)
         while pool.queue or self._busy:

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipelines.groups import clips_of, in_storage_order, light, restore
-from pipelines.ledger import Ledger, Output, Record, Ref
+from pipelines.groups import clips_of, divide, in_storage_order, light, restore
+from pipelines.ledger import Ledger, Output, Record, Ref, members_digest
 from pipelines.pools import Pool, Work
 from pipelines.settings import Workers
 from pipelines.work import Chain
@@ -87,3 +87,37 @@ def test_each_segment_is_read_once(store, monkeypatch):
     clips_of(Work(Pool([step()], 0), 0, shuffled, "all"), ledger)
     assert len(read) == len(set(read)) == len({ref.segment for ref in refs}) == 2
     assert [ref.segment for ref in in_storage_order(shuffled)] == sorted(ref.segment for ref in refs)
+
+
+def finished(ledger: Ledger, group: str, refs: list[Ref], members: str, again: bool = False) -> None:
+    """Note that a group stage has done these."""
+    for ref in refs:
+        clip = ledger.load(ref)
+        record = Record(
+            ref.id, ref.source, step().key, ref.digest, "failed" if again else "ok", group=group,
+            members=members, again=again, outputs=[] if again else [Output(clip.id, ref.digest)],
+        )  # fmt: skip
+        ledger.add("Number", record, [] if again else [clip])
+
+
+def test_only_groups_done_with_exactly_these_members_are_done(store):
+    ledger, refs = written(store, 8)
+    groups = {"same": refs[0:2], "fewer": refs[2:4], "again": refs[4:6], "mixed": refs[6:8]}
+    for group, members in groups.items():
+        came_with = [*members, refs[0]] if group == "fewer" else members
+        finished(ledger, group, members, members_digest(came_with), group == "again")
+    finished(ledger, "mixed", refs[7:], "another")
+    came, to_do = divide(step(), ledger, refs)
+    assert came.count == 2
+    assert [ref.id for ref in came] == ["c0", "c1"]
+    assert [group for group, _ in to_do.groups()] == ["again", "fewer", "mixed"]
+
+
+def test_a_group_that_lost_a_member_or_got_one_is_done_again(store):
+    ledger, refs = written(store, 5)
+    finished(ledger, "a", refs[:2], members_digest(refs[:2]))
+    finished(ledger, "b", refs[2:4], members_digest(refs[2:4]))
+    came, to_do = divide(step(), ledger, refs[1:])
+    assert [ref.id for ref in came] == ["c2", "c3"]
+    found = {group: [ref.id for ref in members] for group, members in to_do.groups()}
+    assert found == {"a": ["c1"], step().stage.group(ledger.load(refs[4])): ["c4"]}
