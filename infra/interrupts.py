@@ -60,7 +60,7 @@ def kept() -> Iterator[None]:
 def stop_main() -> None:
     """From another thread: end what the main thread does inside `caught`."""
     main = threading.main_thread().ident
-    if main is not None and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if main is not None and signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.pthread_kill(main, signal.SIGTERM)
 
 

@@ -82,8 +82,12 @@ def test_another_thread_may_end_the_main_one():
 
 
 def test_where_nothing_is_caught_another_thread_ends_nothing():
-    interrupts.stop_main()
-    time.sleep(0.2)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray leaves it
+    try:
+        interrupts.stop_main()
+        time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_threads_use_it_without_effect():

@@ -24,7 +24,7 @@ def test_rates_from_disk_and_from_s3(rgw: Any, tmp_path: Path) -> None:
     figures = loader.run(rounds=1, store="s3://pv3d-test/bench", endpoint=rgw.endpoint)["figures"]
     over = ["disk_over_bare_decode", "s3_range_over_bare_decode", "s3_over_bare_decode"]
     assert set(figures) == {*over, "s3_copy_s", "pairs_per_second"}
-    assert all(0.01 < figures[name] < 3 for name in over)
+    assert all(figures[name] > 0.01 for name in over)
     client = boto3.Session().client("s3", endpoint_url=rgw.endpoint)
     left = client.list_objects_v2(Bucket="pv3d-test", Prefix="bench")
     assert left["KeyCount"] == 0
