@@ -4,8 +4,7 @@ The real source, runner and ledger, with stages that do next to nothing: two per
 processes of their own, so that each has its own peak of memory: a run to the end and then the plan of runs
 that find everything done, once of a tenth of the units and once of all.
 
-    plan_s, plan_gb      to list all units and find them done by the two stages per clip
-    plan_all_s           the same, and that all groups and the whole are done
+    plan_s, plan_gb      to list all units and find them, all groups and the whole done
     ms_per_unit          of the whole run; memory_growth_pct compares the peaks with those of a tenth
 """
 
@@ -54,7 +53,7 @@ def run(
         for name, count in (("tenth_", units // 10), ("", units)):
             with _place(store, endpoint, folder, count) as (root, s3):
                 path = _workflow(Path(folder), root, s3, count)
-                for what, most in (("run", 3 * count), ("plan", 0), ("plan_all", 0)):
+                for what, most in (("run", 3 * count), ("plan", 0)):
                     say("%s of %d units", what, count)
                     told = _child(what, path)
                     if told["kept"] != count or told["redone"] != most:
@@ -63,7 +62,7 @@ def run(
                     figures[f"{name}{what}_s"], figures[f"{name}{what}_gb"] = told["seconds"], told["gb"]
     figures["ms_per_unit"] = 1000 * figures["run_s"] / units
     figures["memory_growth_pct"] = 100 * max(
-        figures[f"{what}_gb"] / figures[f"tenth_{what}_gb"] - 1 for what in ("run", "plan", "plan_all")
+        figures[f"{what}_gb"] / figures[f"tenth_{what}_gb"] - 1 for what in ("run", "plan")
     )
     return {"figures": {**figures, **_two_workers(say)}}
 
@@ -127,7 +126,7 @@ def child(what: str, path: str) -> None:
 
     logging.basicConfig(level=logging.INFO, format=f"{what}: %(message)s", stream=sys.stderr)
     begun = time.perf_counter()
-    done = prepare(load(path), in_process=True, until="Mark" if what == "plan" else None)
+    done = prepare(load(path), in_process=True)
     told = {
         "seconds": time.perf_counter() - begun, "gb": peak_gb(), "kept": done.kept,
         "redone": sum(done.redone.values()),
