@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.json_text import encoder
 from stages.clip import Clip
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = encoder(compact=True)
 
 At = tuple[int, int, int, int]               # of a clip in the .npz of its segment: see `pipelines.segments`
 

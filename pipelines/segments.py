@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.json_text import encoder
 from infra.storage import Storage
 from pipelines.records import At, Record, from_lines, to_line
 from stages.clip import Array, Clip
@@ -29,7 +30,7 @@ from stages.clip import Array, Clip
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = encoder(compact=True)
 _ALIGNED = 16                                # bytes: arrays begin at multiples
 
 # What reading a segment raises that is not as it was written.

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.json_text import encoder
+
 Array = NDArray[Any]
 
 
@@ -146,7 +148,7 @@ class Clip:
         return sha.hexdigest()
 
 
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_encode = encoder(sort_keys=True, compact=True)
 _encode_text = json.encoder.encode_basestring_ascii
 
 _ORDER = tuple(f.name for f in fields(Clip))

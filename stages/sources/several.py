@@ -10,6 +10,7 @@ from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
+from infra.json_text import encoder
 from infra.scratch import Seen, Shelf
 from infra.storage import Storage
 from stages.base import Source
@@ -20,6 +21,8 @@ TOUCH_S = 0.05                   # parts that share less than this, about a fram
 CHUNK_S = 75.0                   # a chunk of a minute may be so long
 FEW = 16                         # parts of a video that are simply gone through
 SAME_FACE = 0.3                  # of the smaller box, covered by the other: they may show one face
+
+_encode = encoder(compact=True)
 
 
 @dataclass
@@ -137,7 +140,7 @@ class _Video:
         self._add(_Part.of(unit, key, span))
 
     def to_json(self) -> str:
-        return json.dumps([[*part[:5], list(part.boxes), part.box_unit] for part in self._parts])
+        return _encode([[*part[:5], list(part.boxes), part.box_unit] for part in self._parts])
 
     @classmethod
     def from_json(cls, text: str) -> _Video:

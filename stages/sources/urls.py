@@ -16,6 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from infra.json_text import encoder
 from infra.scratch import put_all, temporary_database
 from infra.storage import Storage
 from stages.base import Drop, Source
@@ -26,8 +27,8 @@ from stages.sources.lists import Span, number
 _TEXTS = frozenset({"start", "end", "identity", "licence", "split"})
 KNOWN = ("url", "start", "end", "box", "identity", "licence", "split")
 Row = dict[str, Any]
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-_encode_sorted = json.JSONEncoder(sort_keys=True).encode
+_encode = encoder(compact=True)
+_encode_sorted = encoder(sort_keys=True)
 
 
 class _Rows:
