@@ -164,6 +164,8 @@ class _Run:
 
     def _admitted(self, refs: Iterable[Ref], index: int) -> Iterator[Ref]:
         """Those that the policy lets through to a step."""
+        if index > 0 and not self.policy.takedown:
+            return iter(refs)
         return (ref for ref in refs if self._passes(ref, index))
 
     def _passes(self, ref: Ref, index: int) -> bool:
