@@ -66,11 +66,20 @@ def deploy(
         log.warning("%s", note)
     if out is None:
         return answer, text.rstrip("\n")
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{schedule.name}.yaml"
-    path.write_text(text, encoding="utf-8")
+    path = _write(out, f"{schedule.name}.yaml", text)
     listed = "\n".join(f"{one['kind']:<15} {one['metadata']['name']}" for one in objects)
     return {**answer, "file": str(path)}, f"{listed}\n\napply it with: kubectl apply -f {path}"
+
+
+def _write(out: Path, name: str, text: str) -> Path:
+    """Raises ValueError where there can be no such folder, or no such file in it."""
+    path = out / name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--out {out}: {path} cannot be written ({error.strerror}); name a folder") from None
+    return path
 
 
 def _deployment(workflow: Workflow, schedule: ScheduleSettings) -> kuberay.Deployment:
@@ -176,13 +185,18 @@ def _check_places(workflow: Workflow, schedule: ScheduleSettings) -> None:
     for setting, place in _local(workflow):
         beside = Path(place)
         travels = not beside.is_absolute() and beside.as_posix() in schedule.files
-        if beside.exists() and not travels and not _mounted(place, schedule):
-            kind = "folder" if beside.is_dir() else "file"
-            cure = "" if beside.is_dir() else "name it in schedule.files, or "
-            raise ValueError(
-                f"{setting}: {place} is a {kind} of this machine; {cure}use s3:// or a path on a volume "
-                "(schedule.volumes)"
-            )
+        if travels or _mounted(place, schedule):
+            continue
+        if beside.exists():
+            what = "is a folder of this machine" if beside.is_dir() else "is a file of this machine"
+        elif setting.endswith(".location"):  # other settings need not be paths
+            what = "is a path of one machine, and not even on this one"
+        else:
+            continue
+        cure = "" if beside.is_dir() else "name it in schedule.files, or "
+        raise ValueError(
+            f"{setting}: {place} {what}; {cure}use s3:// or a path on a volume (schedule.volumes)"
+        )
 
 
 def _mounted(path: str, schedule: ScheduleSettings) -> bool:
@@ -198,7 +212,8 @@ def _local(workflow: Workflow) -> Iterator[tuple[str, str]]:
     for number, source in enumerate(inner):
         dotted = "source" if len(inner) == 1 else f"source[{number}]"
         for name, value in settings_of(source).items():
-            if isinstance(value, str) and value and "://" not in value and len(value) < 4096:
+            demo = name == "location" and str(value).startswith("demo:")  # comes with pv3d
+            if isinstance(value, str) and value and not demo and "://" not in value and len(value) < 4096:
                 yield f"{dotted}.{name}", value
 
 

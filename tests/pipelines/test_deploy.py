@@ -387,6 +387,8 @@ def refused(text, *options):
         ("tracking: http://mlflow.ml:5000", "tracking: sqlite:///mlflow.db", "storage.tracking"),
         ("http://mlflow.ml", "http://me:pass@mlflow.ml", "workflow.yaml:3: an address with a password"),
         ("location: s3://faces/videos", "location: lists", "source.location: lists is a folder of"),
+        ("location: s3://faces/videos", "location: none", "source.location: none is a path of one machine"),
+        ("location: s3://faces/videos", "location: /no/such", "source.location: /no/such is a path of one"),
         ("custom: {egress: 1, disks: 3}", "custom: {disks: 1}", "no group has room for stages.FollowFace"),
         ("{group: gpu, max: 8", "{group: gpu, max: 7", "7 GPUs in all, train.workers asks for 8"),
         ("tracking:", "s3: {profile: me}\n  tracking:", "storage.s3.profile"),
@@ -411,6 +413,19 @@ def test_a_folder_on_a_volume_is_a_place_for_everything(folder):
     found = objects()
     for container, _ in pods(template(found)):
         assert {"name": "volume-0", "mountPath": "/data"} in container["volumeMounts"]
+
+
+def test_the_source_may_be_the_demo_or_lie_on_a_volume(folder):
+    for place in ("demo:portraits", "/weights/videos"):
+        Path("workflow.yaml").write_text(WORKFLOW.replace("s3://faces/videos", place))
+        assert objects()
+
+
+@pytest.mark.parametrize("out", ["afile", "afile/below", "/proc/none"])
+def test_an_out_that_can_be_no_folder_is_one_line(folder, out):
+    Path("afile").write_text("x")
+    assert f"--out {out}: " in refused(WORKFLOW, "--out", out)
+    assert Path("afile").read_text() == "x"
 
 
 def test_an_image_on_the_command_line_is_checked_too(folder):
