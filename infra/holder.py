@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-from infra.lease import FOLDER, Owner, last_number
+from infra.json_values import parsed_object
+from infra.lease import FOLDER, Owner, last_number, owner_of
 from infra.storage import Storage
 
 
@@ -36,16 +35,22 @@ def holder(store: Storage) -> Holder | None:
     if not number:
         return None
     stem = f"{FOLDER}/{number:08d}"
-    known = {field.name for field in fields(Owner)}
-    owner = Owner(**{name: value for name, value in _read(store, f"{stem}.json").items() if name in known})
-    beat = str(_read(store, f"{stem}.beat.json").get("at", owner.started))
+    owner = owner_of(_read(store, f"{stem}.json"))
+    beat = _beat(_read(store, f"{stem}.beat.json")) or owner.started
     newest = max(e.modified_s for key, e in entries.items() if key.startswith(f"{stem}."))
     return Holder(number, owner, beat, max(0.0, time.time() - newest), f"{stem}.end.json" in entries)
 
 
-def _read(store: Storage, key: str) -> dict[str, Any]:
+def _beat(data: bytes) -> str:
     try:
-        value = json.loads(store.read(key))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        at = parsed_object(data).get("at")
+    except ValueError:
+        return ""
+    return at if isinstance(at, str) else ""
+
+
+def _read(store: Storage, key: str) -> bytes:
+    try:
+        return store.read(key)
+    except FileNotFoundError:
+        return b""

@@ -25,12 +25,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from infra import interrupts
+from infra.json_values import is_number, parsed_object
 from infra.storage import Storage, StorageError
+from infra.words import printable
 
 log = logging.getLogger(__name__)
 
 FOLDER = "lease"
 EXPIRES_S = 45.0                             # longer than a store is usually out of reach
+LEAST_S, MOST_S = 0.5, 86400.0               # that a lease of somebody else can last
 MOST_BEAT_S = 5.0                            # between beats; for so long a second run may not know
 
 _held: set[str] = set()                      # runs of this process that have a lease
@@ -56,12 +59,13 @@ class Owner:
     expires_s: float = EXPIRES_S
 
     def __str__(self) -> str:
-        return f"{self.what} on {self.host} (pid {self.pid}) since {self.started}"
+        what, host, started = (printable(text, 80) for text in (self.what, self.host, self.started))
+        return f"{what} on {host} (pid {self.pid}) since {started}"
 
     @property
     def here(self) -> bool:
         """Whether it runs, or ran, where processes can be looked up from here."""
-        return bool(self.place) and self.place == _place()
+        return bool(self.place and self.process) and self.place == _place()
 
     @property
     def alive(self) -> bool:
@@ -214,13 +218,25 @@ def _over(store: Storage, number: int, wait: bool) -> bool:
         time.sleep(min(1.0, owner.expires_s / 20))
 
 
-def _owner(store: Storage, number: int) -> Owner:
-    known = {field.name for field in fields(Owner)}
+def owner_of(data: bytes) -> Owner:
+    """What the object of a lease says. A field of a wrong type is as one that is not there: another version
+    may have written it, and its beat tells enough."""
     try:
-        values = json.loads(store.read(_key(number)))
-        return Owner(**{name: value for name, value in values.items() if name in known})
-    except (FileNotFoundError, ValueError, AttributeError):
-        return Owner()                       # of another version: its beat tells enough
+        values = parsed_object(data)
+    except ValueError:
+        return Owner()
+    found = {f.name: values[f.name] for f in fields(Owner) if isinstance(values.get(f.name), str)}
+    found = {name: value for name, value in found.items() if name not in ("pid", "expires_s")}
+    pid, expires_s = values.get("pid"), values.get("expires_s")
+    if isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 1 << 31:
+        found["pid"] = pid
+    if is_number(expires_s):
+        found["expires_s"] = min(max(float(expires_s), LEAST_S), MOST_S)  # type: ignore[arg-type]
+    return Owner(**found)
+
+
+def _owner(store: Storage, number: int) -> Owner:
+    return owner_of(_read(store, _key(number)))
 
 
 def _read(store: Storage, key: str) -> bytes:

@@ -16,6 +16,7 @@ import boto3
 import pytest
 
 from infra import lease
+from infra.holder import holder
 from infra.lease import Lease, LeaseError, Owner, acquire, hold
 from infra.storage import FolderStorage, StorageError, open_storage
 
@@ -167,6 +168,42 @@ def test_a_lease_of_another_version_counts(store):
     store.write("lease/00000007.json", b'{"schema": 9, "host": "node9", "expires_s": 0.5}')
     with hold(store, "pv3d run") as held:
         assert held.number == 8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b'{"expires_s": %s}' % value for value in (b'"9"', b"null", b"-1", b"NaN", b"[1]", b"true")),
+        b'{"run": ["a"], "pid": %d, "expires_s": 0.5}' % os.getpid(), b'{"pid": "1\\u0000", "host": [1]}',
+        b'{"place": {}, "process": 5, "started": null}', b"[" * 200_000, b"[1]", b"\xff", b"",
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_a_lease_of_wrong_types_is_read(store, data):
+    owner = lease.owner_of(data)
+    assert 0.5 <= owner.expires_s <= 45
+    assert isinstance(owner.pid, int)
+    assert not owner.here
+    store.write("lease/00000001.json", data)
+    found = holder(store)
+    assert found is not None
+    assert found.owner == owner
+    assert found.alive
+    store.write("lease/00000001.beat.json", data)
+    assert isinstance(holder(store).beat, str)
+
+
+def test_no_lease_lasts_for_ever():
+    assert lease.owner_of(b'{"expires_s": 1e200}').expires_s == 86400
+    place, me = lease._place(), os.getpid()
+    forged = {"place": place, "pid": me, "run": ["x"], "expires_s": 1.0}
+    assert not lease.owner_of(json.dumps(forged).encode()).here, "its beat tells, not its process"
+
+
+def test_who_has_a_store_is_told_on_one_line():
+    owner = lease.owner_of(json.dumps({"what": "\x1b[31mrun\nx", "host": "h" * 10**6}).encode())
+    assert str(owner).startswith("\\x1b[31mrun x on hhh")
+    assert len(str(owner)) < 300
 
 
 def test_a_store_out_of_reach_for_a_while_stops_nothing(store, monkeypatch, caplog):
