@@ -26,7 +26,8 @@ class InProcess:
             return
         if id(pool) not in self._chains:
             stages = [step.stage for step in pool.steps]
-            self._chains[id(pool)] = Chain(stages, [step.name for step in pool.steps], self.store)
+            names = [step.name for step in pool.steps]
+            self._chains[id(pool)] = Chain(stages, names, self.store, exits=False)
         chain = self._chains[id(pool)]
         work = pool.queue.popleft()
         clips = clips_of(work, self.ledger)

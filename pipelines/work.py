@@ -5,12 +5,17 @@ Everything that goes in is JSON and clips, so a worker on another machine rebuil
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from infra.storage import Storage, StorageError, fault_of_place, open_storage
 from pipelines.construct import construct, import_path
@@ -19,6 +24,10 @@ from pipelines.ledger import Output
 from stages.base import Barred, Drop, GroupStage, Rejected, Stage, TryLater
 from stages.clip import Clip
 
+MOST_OUTPUTS = 100_000                       # of one unit
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+_END = object()
+_strict_json = json.JSONEncoder(allow_nan=False).encode
 AnyStage = Stage | GroupStage
 
 
@@ -85,9 +94,12 @@ class OutOfMemoryError(Exception):
 
 
 class Chain:
-    """Built stages, set up once."""
+    """Built stages, set up once. `exits`: a `sys.exit` may end this process, as it is a worker's."""
 
-    def __init__(self, stages: Sequence[AnyStage], names: Sequence[str], store: Storage) -> None:
+    def __init__(
+        self, stages: Sequence[AnyStage], names: Sequence[str], store: Storage, exits: bool = True
+    ) -> None:
+        self.exits = exits
         self.stages = stages
         self.names = names
         self.store = store
@@ -127,12 +139,21 @@ class Chain:
     def _piece(self, index: int, clip: Clip, stage: Stage) -> Piece:
         piece = Piece(index, clip.id, clip.digest(), "ok")
         started = time.perf_counter()
+        ids: set[str] = set()
         try:
             # A stage may set fields on what it received, which others still hold.
             for out in self._guarded(index, clip.id, lambda: stage.process(clip.copy())):
                 self._append(piece, out)
+                ids.add(piece.outputs[-1].id)
+                if len(ids) < len(piece.outputs):
+                    raise self._bug(piece, f"it yielded two clips of one id: {piece.outputs[-1].id}")
+                if len(ids) > MOST_OUTPUTS:
+                    raise self._bug(piece, f"it yielded more than {MOST_OUTPUTS} clips")
         except Drop as drop:
             piece.outputs, piece.clips = [], []
+            if not _are_texts(drop.reason, drop.detail):
+                problem = f"it raised {type(drop).__name__}({drop.reason!r}, {drop.detail!r}), not of texts"
+                raise self._bug(piece, problem) from drop
             piece.state, piece.reason, piece.detail = drop.state, drop.reason, drop.detail
             piece.again, piece.barred = isinstance(drop, TryLater), isinstance(drop, Barred)
         else:
@@ -141,7 +162,6 @@ class Chain:
             elif all(out.state == "rejected" for out in piece.outputs):
                 piece.state, piece.reason = "rejected", piece.outputs[0].reason
         piece.seconds = time.perf_counter() - started
-        self._check_ids(index, piece)
         return piece
 
     def run_group(self, group: str, clips: list[Clip]) -> list[Piece]:
@@ -153,9 +173,9 @@ class Chain:
         pieces = {clip.id: Piece(0, clip.id, clip.digest(), "ok") for clip in clips}
         unit = f"group {group}"
         inputs = [clip.copy() for clip in clips]
-        for out in self._guarded(0, unit, lambda: stage.process_group(group, inputs)):
-            name = out.clip.id if isinstance(out, Rejected) else getattr(out, "id", None)
-            if name not in pieces or pieces[name].outputs:
+        for out in self._of_group(unit, lambda: stage.process_group(group, inputs)):
+            name = getattr(out.clip if isinstance(out, Rejected) else out, "id", None)
+            if not isinstance(name, str) or name not in pieces or pieces[name].outputs:
                 raise StageBugError(self.names[0], unit, f"it yielded {name!r}: no member, or twice")
             piece = pieces[name]
             self._append(piece, out)
@@ -167,41 +187,84 @@ class Chain:
             piece.seconds = (time.perf_counter() - started) / len(pieces)
         return list(pieces.values())
 
+    def _of_group(
+        self, unit: str, work: Callable[[], Iterator[Clip | Rejected]]
+    ) -> Iterator[Clip | Rejected]:
+        try:
+            yield from self._guarded(0, unit, work)
+        except Drop as drop:
+            problem = f"it raised {drop!r:.200}; a group stage yields Rejected"
+            raise StageBugError(self.names[0], unit, problem) from drop
+
     def _guarded(
         self, index: int, unit: str, work: Callable[[], Iterator[Clip | Rejected]]
     ) -> Iterator[Clip | Rejected]:
         """Run a stage's generator; what is neither Drop, a fault of the store or a disk nor a lack of memory
         is a bug, with its place."""
-        try:
-            yield from work()
-        except (Drop, StorageError):
-            raise
-        except Exception as error:
-            if _lacks_memory(error):
-                raise OutOfMemoryError(str(error).partition("\n")[0][:200]) from error
-            if isinstance(error, OSError) and (fault := fault_of_place(error)):
-                raise StorageError(f"stage {self.names[index]}: {fault}") from error
-            raise StageBugError(self.names[index], unit, traceback.format_exc()) from error
+        outputs: Iterator[Clip | Rejected] | None = None
+        while True:
+            try:
+                outputs = iter(work()) if outputs is None else outputs
+                out: Any = next(outputs, _END)
+            except (Drop, StorageError):
+                raise
+            except (Exception, GeneratorExit, SystemExit) as error:
+                if self.exits and isinstance(error, SystemExit):
+                    raise                    # also what a SIGTERM becomes in a worker of Ray
+                if _lacks_memory(error):
+                    raise OutOfMemoryError(str(error).partition("\n")[0][:200]) from error
+                if isinstance(error, OSError) and (fault := fault_of_place(error)):
+                    raise StorageError(f"stage {self.names[index]}: {fault}") from error
+                raise StageBugError(self.names[index], unit, traceback.format_exc()) from error
+            if out is _END:
+                return
+            yield out
 
     def _append(self, piece: Piece, out: Any) -> None:
         if isinstance(out, Rejected):
             clip, state, reason, detail = out.clip, "rejected", out.reason, out.detail
-        elif isinstance(out, Clip):
+        else:
             clip, state, reason, detail = out, "ok", "", ""
-        else:  # a stage of somebody's own may do anything
-            problem = f"it yielded {type(out).__name__}, not a Clip or Rejected"
-            raise StageBugError(self.names[piece.stage], piece.unit, problem)
-        piece.outputs.append(Output(clip.id, clip.digest(), state, reason, detail, clip.identity))
+        if not isinstance(clip, Clip):       # a stage of somebody's own may do anything
+            raise self._bug(piece, f"it yielded {type(clip).__name__}, not a Clip or Rejected")
+        try:
+            _check(clip)
+            if not _are_texts(reason, detail):
+                raise ValueError(f"it is rejected for {reason!r}, {detail!r}, which are no texts")
+            digest = clip.digest()
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            problem = f"it yielded {clip.id!r:.100}, which cannot be kept: {error}"
+            raise self._bug(piece, problem) from error
+        piece.outputs.append(Output(clip.id, digest, state, reason, detail, clip.identity))
         piece.clips.append(clip)
 
-    def _check_ids(self, index: int, piece: Piece) -> None:
-        ids = [out.id for out in piece.outputs]
-        if len(set(ids)) != len(ids):
-            problem = f"it yielded two clips of one id: {sorted(ids)}"
-            raise StageBugError(self.names[index], piece.unit, problem)
+    def _bug(self, piece: Piece, problem: str) -> StageBugError:
+        return StageBugError(self.names[piece.stage], piece.unit, problem)
 
 
-def _lacks_memory(error: Exception) -> bool:
+def _check(clip: Clip) -> None:
+    """Raises ValueError, TypeError or RecursionError for what cannot be written as JSON, or not as a key."""
+    if not isinstance(clip.id, str) or not _ID.fullmatch(clip.id):
+        raise ValueError("an id is of letters, digits, _ and -")
+    if not isinstance(clip.identity, str):
+        raise TypeError(f"identity is {clip.identity!r:.100}, not a text")
+    for name, value in vars(clip).items():
+        if isinstance(value, dict) and value:
+            try:
+                _strict_json(value)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"{name} is no JSON ({error})") from error
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+        elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+            raise TypeError(f"{name} is an array of Python objects")
+
+
+def _are_texts(reason: Any, detail: Any) -> bool:
+    return isinstance(reason, str) and isinstance(detail, str)
+
+
+def _lacks_memory(error: BaseException) -> bool:
     """As Python, NumPy, PyTorch (`torch.OutOfMemoryError`) and OpenCV (code -4) say it."""
     return (
         isinstance(error, MemoryError)
