@@ -67,12 +67,12 @@ class Pool:
 
 
 def make_pools(steps: Sequence[Step], offset: int) -> list[Pool]:
-    """Fuse adjacent per-clip steps of equal needs. A step that cuts ends its pool: it multiplies units.
-    One that fetches has one of its own: what comes out is seen."""
+    """Fuse adjacent per-clip steps of equal needs and time limits. A step that cuts ends its pool: it
+    multiplies units. One that fetches has one of its own: what comes out is seen."""
     pools: list[Pool] = []
     for number, step in enumerate(steps):
         before = pools[-1].steps[-1] if pools else None
-        fits = before and before.resources == step.resources and before.workers == step.workers
+        fits = before and _needs(before) == _needs(step)
         fetches = any(isinstance(one.stage, Stage) and one.stage.fetches for one in (step, before) if one)
         if fits and before and "frame_times_s" not in before.stage.writes and not fetches:
             pools[-1].steps.append(step)
@@ -81,6 +81,11 @@ def make_pools(steps: Sequence[Step], offset: int) -> list[Pool]:
     for pool, after in pairwise(pools):
         pool.next = after
     return pools
+
+
+def _needs(step: Step) -> tuple[object, ...]:
+    """A work's time limit is the sum of its steps': beside a long one a short one would not be kept."""
+    return step.resources, step.workers, step.timeout_s
 
 
 @dataclass

@@ -30,6 +30,14 @@ def test_adjacent_stages_of_equal_needs_share_a_pool_and_a_cut_ends_one(tiny):
     assert [pool.name for pool in make_pools(other.steps[:3], 0)] == ["Cut", "Mark", "Elsewhere"]
 
 
+def test_a_short_time_limit_is_not_lengthened_by_that_of_the_next_stage(tiny):
+    for changed in ("Mark", "Second"):
+        pools = make_pools(tiny.load(f"stages.{changed}.timeout_s=6").steps[:3], 0)
+        assert [pool.name for pool in pools] == ["Cut", "Mark", "Second"]
+    both = make_pools(tiny.load("stages.Mark.timeout_s=6", "stages.Second.timeout_s=6").steps[:3], 0)
+    assert [pool.name for pool in both] == ["Cut", "Mark+Second"]
+
+
 def test_a_native_crash_costs_its_unit_and_is_named(tiny):
     done = prepare(tiny.load("stages.Mark.crash=[v01-0]", "stages.Second.leave=[v02-1]"))
     crashed, left = records(tiny, "Mark")["v01-0"], records(tiny, "Second")["v02-1"]
