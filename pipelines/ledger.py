@@ -40,6 +40,7 @@ from pipelines.segments import (
     unpack,
     write_segment,
 )
+from pipelines.stamps import NEVER, after, as_name, stamp_of
 from stages.clip import Clip
 
 __all__ = [
@@ -64,6 +65,7 @@ class Ledger:
 
     def __init__(self, store: Storage) -> None:
         self.store = store
+        self._latest: dict[str, datetime] = {}           # stamp of each stage, of what was read or written
         self.told: Callable[[str, Record], None] | None = None   # of every record that is added
         self._index = Index()
         self.unreadable: set[str] = set()                # segments whose records are sound, but not the clips
@@ -188,7 +190,7 @@ class Ledger:
 
     def _load_now(self, stage: str) -> None:
         self._index.open(stage)
-        found = [pair for pair in self._listed(stage) if pair[0] not in self._lost]
+        found = [pair for pair in self._named(stage) if pair[0] not in self._lost]
         for (_, arrays), (key, data) in zip(found, self.fetched([key for key, _ in found]), strict=True):
             try:
                 if arrays is None:
@@ -200,6 +202,18 @@ class Ledger:
                 if isinstance(error, DamagedArraysError):
                     self.unreadable.add(key)
         self._index.seal(stage)
+
+    def _named(self, stage: str) -> list[tuple[str, int | None]]:
+        """`_listed`, of those with a name of ours: another one might come last, whatever is written."""
+        named, latest = [], self._latest.get(stage, NEVER)
+        for key, arrays in self._listed(stage):
+            if (stamp := stamp_of(key)) is None:
+                log.warning("ledger: %s is not named as segments are; its units are done again", key)
+            else:
+                named.append((key, arrays))
+                latest = max(latest, stamp)
+        self._latest[stage] = latest
+        return named
 
     def _listed(self, stage: str) -> Iterator[tuple[str, int | None]]:
         """(segment, bytes of its arrays), of each that is there, in order."""
@@ -307,8 +321,7 @@ class Ledger:
 
     def _write(self, stage: str) -> None:
         batch = list(self._pending[stage].values())
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        segment = f"ledger/{stage}/{stamp}-{next(self._numbers):06d}-{os.urandom(3).hex()}.jsonl"
+        segment = self._new_name(stage)
         records = [record for record, _ in batch]
         clips = [out.clip for record in records for out in record.outputs if out.clip is not None]
         lines, arrays = write_segment(self.store, segment, records, clips)
@@ -319,6 +332,13 @@ class Ledger:
         if self._index.has(stage):
             self._index.put(stage, segment, arrays, lines)
         del self._pending[stage], self._since[stage], self._waiting_bytes[stage]
+
+    def _new_name(self, stage: str) -> str:
+        """Of a segment: later than all that are there, whatever the clock says."""
+        if stage not in self._latest:
+            self._named(stage)
+        self._latest[stage] = stamp = after(self._latest[stage], datetime.now(UTC))
+        return f"ledger/{stage}/{as_name(stamp)}-{next(self._numbers):06d}-{os.urandom(3).hex()}.jsonl"
 
     def finished(self, stage: str) -> str:
         """What a group stage was finished with, or ""."""

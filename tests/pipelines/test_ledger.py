@@ -1,7 +1,9 @@
 import io
 import json
 import os
+from datetime import UTC, datetime
 from hashlib import sha256
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +89,40 @@ def test_later_segments_win(store):
     again = Ledger(store)
     (ref,) = again.outputs(again.record("S", "u"))
     assert again.load(ref).digest() == clip(value=2.0).digest()
+
+
+def written_at(store, when, value):
+    """Write a record as a process on a machine of which the clock says `when`."""
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip(value=value)), [clip(value=value)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger_file, "datetime", SimpleNamespace(now=lambda zone: when))
+        ledger.flush()
+
+
+def value_of(ledger):
+    (ref,) = ledger.outputs(ledger.record("S", "u"))
+    return ledger.load(ref).landmarks[0, 0, 0]
+
+
+@pytest.mark.parametrize("before", [datetime(2030, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)])
+def test_later_segments_win_whatever_the_clock_says(store, before):
+    written_at(store, before, 1.0)
+    for value in (2.0, 3.0):
+        written_at(store, datetime(2026, 1, 1, tzinfo=UTC), value)
+        assert value_of(Ledger(store)) == value
+
+
+@pytest.mark.parametrize("name", ["99991231T235959.000000Z-0-a", "zzz", "20261341T000000.000000Z-0-a"])
+def test_a_segment_that_nothing_could_come_after_is_passed_over(store, name, caplog):
+    written_at(store, datetime(2026, 1, 1, tzinfo=UTC), 1.0)
+    for key in list(store.list("ledger")):
+        store.write(f"ledger/S/{name}.{key.rpartition('.')[2]}", store.read(key))
+        store.delete(key)
+    assert Ledger(store).record("S", "u") is None
+    assert name in caplog.text
+    written_at(store, datetime(2026, 1, 1, tzinfo=UTC), 2.0)
+    assert value_of(Ledger(store)) == 2.0
 
 
 def test_rejected_outputs_keep_their_clip_and_do_not_go_on(store):
