@@ -14,7 +14,9 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from infra.storage import Storage, StorageError
 from pipelines.progress import Progress
@@ -86,8 +88,47 @@ def key_of(number: int) -> str:
 def read(store: Storage, number: int) -> dict[str, Any]:
     """What the run of a lease told last, nothing where it told nothing that this version knows."""
     try:
-        content = json.loads(store.read(key_of(number)))
-    except (FileNotFoundError, ValueError):
+        return _Told.model_validate_json(store.read(key_of(number))).model_dump()
+    except (FileNotFoundError, ValueError):  # of pydantic, too
         return {}
-    known = isinstance(content, dict) and content.get("schema") == SCHEMA
-    return content if known else {}
+
+
+_Count = Annotated[int, Field(ge=0, le=10**15)]
+_Rate = Annotated[float, Field(ge=0, le=1e15), AfterValidator(lambda rate: rate if rate > 1e-9 else 0.0)]
+
+
+class _Part(BaseModel):
+    """Of what another process wrote: nothing but what `pipelines.status` uses, of the type that it needs."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _Stage(_Part):
+    known: _Count = 0
+    done: _Count = 0
+    sent: _Count = 0
+    per_s_now: _Rate = 0.0
+    per_s: _Rate = 0.0
+
+
+class _Pool(_Part):
+    workers: _Count = 0
+    busy: _Count = 0
+    queued: _Count = 0
+
+
+class _Failure(_Part):
+    stage: str = ""
+    unit: str = ""
+    reason: str = ""
+
+
+class _Told(_Part):
+    version: Literal[1] = Field(alias="schema")      # SCHEMA
+    at: str = ""
+    phase: str = ""
+    ended: str = ""
+    listing: bool = True
+    stages: dict[str, _Stage] = {}
+    workers: dict[str, _Pool] = {}
+    failures: list[_Failure] = []

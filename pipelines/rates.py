@@ -79,6 +79,8 @@ def times_left(stages: Sequence[Ahead]) -> tuple[list[float | None], float | Non
 
 def duration(seconds: float) -> str:
     """"40 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"."""
+    if not seconds < 1e11:
+        return "thousands of years"
     whole = round(seconds)
     for big, small, unit, part in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
         if whole >= big:

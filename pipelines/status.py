@@ -8,6 +8,7 @@ from typing import Any
 
 from infra.holder import holder
 from infra.storage import Storage
+from infra.words import printable
 from pipelines import live
 from pipelines.after_data import told, training_of
 from pipelines.lines import Lines
@@ -81,7 +82,10 @@ def told_of(workflow: Workflow, found: _Status) -> Answer:
     run, training = _run(store, workflow, found), _training(workflow, store)
     lost, reasons = found.losses.found(), _reasons(found)
     lines = [*_run_lines(run), *_table(stages, run)]
-    lines += [f"  {one['count']:>5}  {one['state']} at {one['stage']}: {one['reason']}" for one in reasons]
+    lines += [
+        f"  {one['count']:>5}  {one['state']} at {one['stage']}: {printable(one['reason'])}"
+        for one in reasons
+    ]
     lines += _training_lines(training)
     lines += ["", "Of the listed videos did not come:", *(loss.text for loss in lost)] if lost else []
     answer = {
@@ -167,10 +171,12 @@ def _rate(found: Survey, name: str, seen: dict[str, Any], busy: int) -> float:
 def _run_lines(run: dict[str, Any] | None) -> Iterator[str]:
     if run is None:
         return
-    who = f"{run['what']} on {run['host']} (pid {run['pid']}) since {run['since']}"
+    what, host, since = (printable(run[name], 80) for name in ("what", "host", "since"))
+    who = f"{what} on {host} (pid {run['pid']}) since {since}"
     if not run["alive"]:
         quiet = duration(run["quiet_s"])
-        yield f"{who}: no sign of life since {run['last_sign']} ({quiet}); the same command continues"
+        sign = printable(run["last_sign"], 80)
+        yield f"{who}: no sign of life since {sign} ({quiet}); the same command continues"
         yield ""
         return
     yield f"{who}, last sign of life {duration(run['quiet_s'])} ago"
@@ -179,15 +185,15 @@ def _run_lines(run: dict[str, Any] | None) -> Iterator[str]:
         left = "not known yet" if run["eta_s"] is None else f"{less} {duration(run['eta_s'])}"
         yield f"data stages, time left: {left}"
     elif run["phase"]:
-        yield f"at: {run['phase']}"
+        yield f"at: {printable(run['phase'])}"
     if run["workers"]:
         pools = (
-            f"{name} {pool['workers']} ({pool['busy']} busy, {pool['queued']} waiting)"
+            f"{printable(name, 80)} {pool['workers']} ({pool['busy']} busy, {pool['queued']} waiting)"
             for name, pool in run["workers"].items()
         )
         yield "workers: " + ", ".join(pools)
     for one in run["failures"][-3:]:
-        yield f"failed: {one['unit']} at {one['stage']}: {one['reason']}"
+        yield "failed: {} at {}: {}".format(*(printable(one[name]) for name in ("unit", "stage", "reason")))
     yield ""
 
 

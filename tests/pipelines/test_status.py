@@ -179,6 +179,37 @@ def test_what_another_version_told_is_not_believed(tiny):
         assert live.read(tiny.store, 1) == {}
 
 
+WRONG = [
+    {"stages": []}, {"stages": {"Mark": "x"}}, {"stages": {"Mark": {"done": "1"}}}, {"workers": [1]},
+    {"stages": {"Mark": {"done": -1}}}, {"stages": {"Mark": {"done": 10**400}}}, {"workers": {"Mark": 5}},
+    {"stages": {"Mark": {"per_s": float("nan")}}}, {"failures": "abc"}, {"failures": [1]}, {"phase": [1]},
+    {"listing": "no"}, {"failures": [{"unit": 5}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, None], ids=str)
+def test_what_is_told_in_wrong_types_is_not_believed(tiny, wrong):
+    said = b"[" * 200_000 if wrong is None else json.dumps({"schema": 1, **wrong}).encode()
+    tiny.store.write(live.key_of(1), said)
+    assert live.read(tiny.store, 1) == {}
+
+
+def test_what_is_told_shows_nothing_but_text(tiny):
+    owner = {"what": "\x1b[31mrun\nx", "host": "h" * 10**6, "pid": 1, "place": "another"}
+    said = {
+        "schema": 1, "phase": "data", "stages": {"Mark": {"done": 1, "known": 10**15, "per_s": 1e-300}},
+        "workers": {"\x1b[2J": {}}, "failures": [{"stage": "Mark", "unit": "\x07", "reason": "\x1b" * 10**5}],
+        "listing": False,
+    }  # fmt: skip
+    tiny.store.write("lease/00000001.json", json.dumps(owner).encode())
+    tiny.store.write(live.key_of(1), json.dumps(said).encode())
+    answer, text = workflow_status(tiny.load())
+    assert answer["run"]["alive"]
+    assert "failed: \\x07 at Mark: \\x1b" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 500
+
+
 def test_what_old_runs_told_goes_with_their_leases(tiny):
     for number in (1, 2):
         tiny.store.write(f"lease/{number:08d}.json", b"{}")
