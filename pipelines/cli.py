@@ -27,6 +27,9 @@ _OF_PLACES = {
     errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM,
 }
 
+# Commands that begin again where they were stopped; what the others make is made anew.
+_CONTINUE = {"run", "takedown", "gc", "export"}
+
 
 class _Program(click.Group):
     """Turns a user's mistake into one line and exit status 2, SIGINT into 130 and SIGTERM into 143."""
@@ -54,7 +57,8 @@ class _Program(click.Group):
         except KeyboardInterrupt:
             how = interrupts.last()
             what = "interrupted" if how == signal.SIGINT else f"ended by {how.name}"
-            click.echo(f"pv3d: {what}; what is done is kept, the same command continues", err=True)
+            kept = "; what is done is kept, the same command continues"
+            click.echo(f"pv3d: {what}{kept if ctx.invoked_subcommand in _CONTINUE else ''}", err=True)
             ctx.exit(128 + how)
 
 
@@ -157,6 +161,8 @@ def run(
     """Do the whole run, or the part of it that is not done yet."""
     from pipelines.run import check_until, describe_plan, run_workflow
 
+    if in_process and ray_address:
+        raise ValueError("--in-process, --ray-address: contradict each other; leave one out")
     if dry_run:
         check_until(workflow, until)
         return describe_plan(workflow, until)
@@ -391,4 +397,4 @@ def bench(name: str | None, data: str | None, options: tuple[str, ...]) -> Answe
     """Measure something on this machine, now. Without a NAME it lists the benches and their options."""
     from pipelines.bench import list_benches, run_bench
 
-    return run_bench(name, data, options) if name else list_benches()
+    return run_bench(name, data, options) if name not in (None, "list") else list_benches()

@@ -174,9 +174,9 @@ def _build(node: yaml.Node, name: str, around: tuple[yaml.Node, ...]) -> Value:
     return Value(entries, place)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """", did you mean 'size'?", or what is known when nothing is near."""
-    choices = sorted(known)
+def did_you_mean(word: str, known: Iterable[str], *, in_order: bool = False) -> str:
+    """", did you mean 'size'?", or what is known when nothing is near: sorted, unless their order tells."""
+    choices = list(known) if in_order else sorted(known)
     close = difflib.get_close_matches(word, choices, n=1)
     if close:
         return f", did you mean {close[0]!r}?"

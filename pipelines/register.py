@@ -242,11 +242,11 @@ def _weights_hash(generator: Generator) -> str:
 
 def find_version(tracking: str, name: str, alias: str) -> Any | None:
     """MLflow's record of the version that `alias` points to, None when there is none (or no registry yet)."""
+    if tracking.startswith("sqlite:///") and not Path(tracking.removeprefix("sqlite:///")).is_file():
+        return None
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if tracking.startswith("sqlite:///") and not Path(tracking.removeprefix("sqlite:///")).is_file():
-        return None
     try:
         return MlflowClient(tracking).get_model_version_by_alias(name, alias)
     except MlflowException as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.lease import hold
 from infra.storage import Storage
@@ -16,13 +17,19 @@ from infra.words import many
 from pipelines.document import did_you_mean
 from pipelines.live import Live
 from pipelines.plan import describe_plan
+from pipelines.rates import duration
 from pipelines.status import workflow_status
 from pipelines.workflow import Workflow
 from stages.dataset import LATEST
 
+if TYPE_CHECKING:
+    from pipelines.runner import Prepared
+
 __all__ = ["check_until", "describe_plan", "run_workflow"]
 
 Answer = tuple[dict[str, Any], str]
+
+log = logging.getLogger(__name__)
 
 AFTER_DATA = ("train", "evaluate", "register")
 
@@ -33,7 +40,8 @@ def check_until(workflow: Workflow, until: str | None) -> str | None:
     if until is None or until in AFTER_DATA:
         return None
     if until not in names:
-        raise ValueError(f"--until {until}: no such stage{did_you_mean(until, [*names, *AFTER_DATA])}")
+        known = [*names, *AFTER_DATA]
+        raise ValueError(f"--until {until}: no such stage{did_you_mean(until, known, in_order=True)}")
     return until
 
 
@@ -45,7 +53,6 @@ def run_workflow(
 
     Raises LeaseError while another run has the store, unless it is to `wait` for its end.
     """
-    begun = time.monotonic()
     last_stage = check_until(workflow, until)
     from infra import cluster
     from infra.tracking import check_tracking
@@ -58,7 +65,9 @@ def run_workflow(
     store = workflow.store()
     store.check_writable()
     held = hold(store, "pv3d run", expires_s=workflow.storage.lease_s, wait=wait)
+    asked = time.monotonic()
     with held as lease, Live(store, lease.number) as live:
+        begun = time.monotonic()
         try:
             prepared = prepare(
                 workflow, until=last_stage, in_process=in_process, ray_address=ray_address, live=live
@@ -70,9 +79,13 @@ def run_workflow(
                 answer.update(_dataset(store))
             if last_stage is None and prepared.kept:
                 answer.update(_after_data(workflow, until, ray_address, live))
+            if prepared.kept and "report" not in answer and _wants_report(store, prepared, until):
+                live.phase = "report"
+                answer.update(_report(workflow))
         finally:
             cluster.stop()
     answer["seconds"] = round(time.monotonic() - begun, 1)
+    answer["waited_s"] = round(begun - asked, 1) if wait else 0.0
     answer["tracking"] = workflow.storage.tracking
     return answer, _closing(workflow, answer)
 
@@ -83,6 +96,24 @@ def _nothing_kept(workflow: Workflow, last_stage: str | None) -> str:
 
     what = f"no clip came out of {last_stage}" if last_stage else "no clip is left to train on"
     return f"{what}: {_why_not(workflow)}; the report shows them: {report(workflow)}"
+
+
+def _wants_report(store: Storage, prepared: Prepared, until: str | None) -> bool:
+    """Whether the one of the store, if there is one, does not show what this run did."""
+    from pipelines.report import KEY
+
+    return any(prepared.redone.values()) or until in AFTER_DATA or not store.exists(KEY)
+
+
+def _report(workflow: Workflow) -> dict[str, Any]:
+    """Of a run that ends before the registration: its data worker may lack what the rest of it needs."""
+    from pipelines.report import report
+
+    try:
+        return {"report": report(workflow)}
+    except ImportError as error:
+        log.warning("no report: %s; `pv3d report` makes one where all is installed", error)
+        return {}
 
 
 def _dataset(store: Storage) -> dict[str, Any]:
@@ -150,5 +181,8 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
         command = [str(mlflow), "ui", "--backend-store-uri", workflow.storage.tracking]
         lines.append(f"MLflow      {shlex.join(command)}")
     minutes, seconds = divmod(round(answer["seconds"]), 60)
-    lines.append(f"took        {minutes} min {seconds} s" if minutes else f"took        {seconds} s")
+    took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    if answer["waited_s"] >= 1:
+        took += f", after {duration(answer['waited_s'])} of waiting for the store"
+    lines.append(f"took        {took}")
     return "\n".join(lines)

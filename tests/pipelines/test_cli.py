@@ -113,6 +113,7 @@ def test_describe_names_every_stage_with_its_settings(tiny):
         (["--set", "stages.Mark.refuse='weights file x is missing'", "--in-process"],
          "stage Mark: weights file x is missing"),
         (["--ray-address", "127.0.0.1:1"], "--ray-address 127.0.0.1:1: nothing answers"),
+        (["--in-process", "--ray-address", "auto"], "--in-process, --ray-address: contradict each other"),
     ],
 )  # fmt: skip
 def test_a_mistake_of_the_user_is_one_line_and_status_2(tiny, arguments, message):
@@ -155,6 +156,24 @@ def test_a_run_that_was_ended_continues_to_the_same_bytes(tiny, tmp_path_factory
     other = type(tiny)(tmp_path_factory.mktemp("other"))
     assert pv3d("run", other.path, *words[2:]).returncode == 0
     assert tiny.output() == other.output()
+
+
+def test_only_a_command_that_goes_on_says_so_when_it_is_stopped(monkeypatch, tiny):
+    from click.testing import CliRunner
+
+    from pipelines import run as running
+    from pipelines import watch
+    from pipelines.cli import main
+
+    def stopped(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(running, "run_workflow", stopped)
+    monkeypatch.setattr(watch, "status", stopped)
+    said = {name: CliRunner().invoke(main, [name, str(tiny.path)]) for name in ("run", "status")}
+    assert {answer.exit_code for answer in said.values()} == {128 + signal.SIGTERM}
+    assert said["status"].stderr == "pv3d: ended by SIGTERM\n"
+    assert said["run"].stderr.endswith("; what is done is kept, the same command continues\n")
 
 
 def lines(tiny):
