@@ -30,7 +30,7 @@ class Later:
     @property
     def text(self) -> str:
         left = f"{self.seconds and duration(self.seconds)} left" if self.todo and self.seconds else ""
-        return f"{self.done:>10}{'':>10}{self.todo:>10}  " + "; ".join(t for t in (left, self.note) if t)
+        return f"{self.done:>8}{'':>8}{self.todo:>8}  " + "; ".join(t for t in (left, self.note) if t)
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "name"}

@@ -6,12 +6,13 @@ estimates: what the units that are recorded took, times the units that are to co
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,23 @@ from pipelines.after_data import Later, later
 from pipelines.ledger import Ledger, Record, Ref
 from pipelines.rates import Ahead, duration, units_ahead
 from pipelines.stage_keys import Changes
-from pipelines.survey import Counts, Survey, note, survey
+from pipelines.survey import Counts, Survey, look_back, survey
 from pipelines.workflow import Step, Workflow
+from stages.dataset import LATEST
 
 Answer = tuple[dict[str, Any], str]
 
 # What a stage writes outside of the ledger: by the field of the clip that names it, folder and ending.
 _OBJECTS = {
     "aligned": (("aligned", ".tar"),),
-    "audio": (("aligned", ".flac"),),
+    "extra.audio": (("aligned", ".flac"),),
     "shard": (("shards", ""), ("manifest", ""), ("dataset", "")),
 }
 _FETCHED = ("videos", "")
+_PER_CLIP = (("aligned", ".tar"), ("aligned", ".flac"), _FETCHED)
 _IN_STORE = "store:"                         # how a video of the store is named
+_WIDTHS = (8, 8, 8, 8, 9, 9, 12)              # of the columns after the stage: 80 characters in all
 _CAUSES = 5                                  # per stage that are told
-_SAMPLE = 2000                               # records of a stage that figures rest on where none was met
 
 
 @dataclass
@@ -47,15 +50,17 @@ class _Plan(Survey):
     listed: int = 0                          # listed videos that are to be read
     sized: int = 0                           # of these, those whose size is known
     bytes: int = 0
-    recorded: dict[str, int] = field(default_factory=dict)   # units per stage, whatever their settings
+    line: dict[str, float] = field(default_factory=dict)     # bytes of a record in the ledger, per stage
 
     def over(self, ledger: Ledger) -> None:
-        """Where what is to do comes before a stage, no record of it was met: look at some as they are."""
+        look_back(self.stages, ledger)
         for stage, counts in self.stages.items():
-            self.recorded[stage] = ledger.count(stage)
-            if not counts.noted:
-                for record in islice(ledger.records(stage), _SAMPLE):
-                    note(counts, record)
+            sizes = {entry.key: entry.bytes for entry in ledger.store.entries(f"ledger/{stage}")}
+            live = sum(                      # superseded records lie in segments until these are merged
+                (sizes.get(one.key, 0) + one.arrays) * latest / one.rows
+                for one, latest in ledger.segments(stage) if one.rows
+            )  # fmt: skip
+            self.line[stage] = live / max(counts.recorded, 1)
 
     def to_do(self, step: Step, ref: Ref, before: Record | None) -> None:
         if before is not None and self.changes is not None:
@@ -85,13 +90,13 @@ class _Row:
     counts: Counts
     cpus: float
     most: int                                # workers at once, on this machine
-    held: int                                # bytes in the store
-    recorded: int                            # units whose records take these
+    held: int                                # bytes in the store, also of what was superseded
+    each: float                              # of these, those of a unit
     units: float = 0.0                       # that will come to it
 
     @property
     def seconds_each(self) -> float | None:
-        return self.counts.seconds / self.counts.timed if self.counts.timed else None
+        return self.counts.seconds_each
 
     @property
     def work_s(self) -> float | None:
@@ -105,7 +110,7 @@ class _Row:
         """Bytes to come; None where nothing tells."""
         if not self.units:
             return 0
-        return round(self.held / self.recorded * self.units) if self.recorded else None
+        return round(self.each * self.units) if self.counts.recorded else None
 
 
 def describe_plan(workflow: Workflow, until: str | None) -> Answer:
@@ -124,13 +129,14 @@ def describe_plan(workflow: Workflow, until: str | None) -> Answer:
 def _rows(workflow: Workflow, store: Storage, found: _Plan) -> dict[str, _Row]:
     cores = os.cpu_count() or 1
     steps = [step for step in workflow.steps if step.name in found.stages]
-    held = _held(store, steps)
+    objects = _objects(store, steps)
     rows: dict[str, _Row] = {}
     for step in steps:
         room = max(1, math.floor(cores / step.resources.cpus)) if step.resources.cpus else cores
         most = min(room, step.workers.max or room)
-        counts, recorded = found.stages[step.name], found.recorded[step.name]
-        rows[step.name] = _Row(counts, step.resources.cpus, most, held[step.name], recorded)
+        counts, (held, of_clip) = found.stages[step.name], objects[step.name]
+        each = found.line[step.name] + of_clip * (counts.passes or 0.0)
+        rows[step.name] = _Row(counts, step.resources.cpus, most, held, each)
     ahead = []
     for row in rows.values():
         passes = row.counts.passes
@@ -140,21 +146,37 @@ def _rows(workflow: Workflow, store: Storage, found: _Plan) -> dict[str, _Row]:
     return rows
 
 
-def _held(store: Storage, steps: list[Step]) -> dict[str, int]:
-    """Bytes that each stage has in the store: its records, and what it writes beside them."""
-    owner: dict[tuple[str, str], str] = {}
+def _objects(store: Storage, steps: list[Step]) -> dict[str, tuple[int, float]]:
+    """Per stage bytes in the store, of its records and what it writes beside them; and of the latter those
+    of one clip that comes out. Objects that were superseded count for the first, and as a clip each."""
+    found = {}
+    owner = {kind: step.name for step in steps for kind in _kinds(step)}
     for step in steps:
-        for name in step.stage.writes:
-            owner.update(dict.fromkeys(_OBJECTS.get(name, ()), step.name))
-        if getattr(step.stage, "fetches", False):
-            owner[_FETCHED] = step.name
-    held = {step.name: sum(e.bytes for e in store.entries(f"ledger/{step.name}")) for step in steps}
-    for folder in sorted({folder for folder, _ in owner}):
-        endings = {ending: stage for (place, ending), stage in owner.items() if place == folder}
-        for entry in store.entries(folder):
-            for ending, stage in endings.items():
-                held[stage] += entry.bytes if entry.key.endswith(ending) else 0
-    return held
+        held = sum(entry.bytes for entry in store.entries(f"ledger/{step.name}"))
+        of_clip = 0.0
+        for folder, ending in (kind for kind, name in owner.items() if name == step.name):
+            sizes = [entry.bytes for entry in store.entries(folder) if entry.key.endswith(ending)]
+            held += sum(sizes)
+            of_clip += _of_sample(store) if folder == "shards" else 0.0
+            if sizes and (folder, ending) in _PER_CLIP:
+                of_clip += sum(sizes) / len(sizes)
+        found[step.name] = held, of_clip
+    return found
+
+
+def _kinds(step: Step) -> Iterator[tuple[str, str]]:
+    for name in step.stage.writes:
+        yield from _OBJECTS.get(name, ())
+    if getattr(step.stage, "fetches", False):
+        yield _FETCHED
+
+
+def _of_sample(store: Storage) -> float:
+    """Bytes of shards per sample of the latest dataset."""
+    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+        content = json.loads(store.read(f"dataset/{json.loads(store.read(LATEST))['version']}.json"))
+        return float(content["bytes"]) / max(int(content["samples"]), 1)
+    return 0.0
 
 
 def _answer(found: _Plan, rows: dict[str, _Row], after: list[Later]) -> dict[str, Any]:
@@ -165,8 +187,8 @@ def _answer(found: _Plan, rows: dict[str, _Row], after: list[Later]) -> dict[str
     figures = {
         name: {
             "bytes": row.held, "units_to_come": round(row.units), "bytes_to_come": row.add,
-            "seconds_each": row.seconds_each, "work_seconds": row.work_s, "workers": row.most,
-            "from_units": row.counts.timed,
+            "bytes_each": round(row.each), "seconds_each": row.seconds_each, "work_seconds": row.work_s,
+            "workers": row.most, "from_units": row.counts.timed,
         }
         for name, row in rows.items()
     }  # fmt: skip
@@ -196,7 +218,8 @@ def _total_s(rows: dict[str, _Row]) -> float:
 
 def _lines(answer: dict[str, Any], after: list[Later]) -> Iterator[str]:
     names = ("done", "stale", "todo")
-    yield f"{'stage':<20}" + "".join(f"{n:>10}" for n in (*names, "to come", "in store", "adds", "work"))
+    heads = (*names, "to come", "in store", "adds", "work")
+    yield f"{'stage':<17} " + "".join(f"{n:>{w}}" for n, w in zip(heads, _WIDTHS, strict=True))
     for name, row in answer["stages"].items():
         figures = answer["estimate"][name]
         work = figures["work_seconds"]
@@ -204,9 +227,9 @@ def _lines(answer: dict[str, Any], after: list[Later]) -> Iterator[str]:
             *(row[n] for n in names), figures["units_to_come"], size(figures["bytes"]),
             _told(figures["bytes_to_come"], size), _told(work, duration),
         ]  # fmt: skip
-        yield f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells)
+        yield f"{name:<17} " + "".join(f"{c:>{w}}" for c, w in zip(cells, _WIDTHS, strict=True))
     for one in after:
-        yield f"{one.name:<20}{one.text}"
+        yield f"{one.name:<17} {one.text}"
     for name, why in answer["why"].items():
         for text, count in list(why.items())[:_CAUSES]:
             yield f"  {count:>5}  stale at {name}: {text}"
@@ -222,6 +245,10 @@ def _total_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield f"To read: {total['read_videos']:,} listed videos, {size(total['read_bytes'])}{of}."
     if not any(row["from_units"] or not row["units_to_come"] for row in answer["estimate"].values()):
         yield "No record tells yet what these stages add to the store, or how long they take."
+        return
+    if not any(row["units_to_come"] for row in answer["estimate"].values()):
+        later = any(one["todo"] for one in answer["after"].values())
+        yield f"Nothing to do{' in the data stages' if later else ''}; in the store {size(total['bytes'])}."
         return
     less = "" if total["bytes_complete"] else "at least "
     yield (

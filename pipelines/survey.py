@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 from infra.read_only import read_only
@@ -21,6 +22,7 @@ from pipelines.workflow import Step, Workflow
 from stages.base import GroupStage
 
 PAGE = 256                                   # units whose records are looked up at once
+SAMPLE = 2000                                # records of a stage that figures rest on where few were met
 
 
 @dataclass
@@ -39,13 +41,24 @@ class Counts:
     noted_sent: int = 0                      # what came out of these and went on
     timed: int = 0                           # of these, those that say how long they took
     seconds: float = 0.0                     # that they took
+    recorded: int = 0                        # units with a record, of any settings; see `look_back`
 
     @property
     def passes(self) -> float | None:
         """How many units come out of one; None while nothing tells."""
-        if self.done:
+        if self.done and not self.mostly_old:
             return self.sent / self.done
         return self.noted_sent / self.noted if self.noted else None
+
+    @property
+    def mostly_old(self) -> bool:
+        """Most of its records hold no longer, or are of units that wait for a stage before it."""
+        return 2 * self.done < self.recorded
+
+    @property
+    def seconds_each(self) -> float | None:
+        """Of a unit; None while nothing tells."""
+        return self.seconds / self.timed if self.timed else None
 
 
 @dataclass
@@ -230,6 +243,17 @@ class _Walk(Generic[S]):
         if unit.reason:
             self.found.reasons[unit.state, unit.stage, unit.reason] += 1
         self.found.unit(unit)
+
+
+def look_back(stages: dict[str, Counts], ledger: Ledger) -> None:
+    """Where what is to do comes before a stage, few of its records were met: look at them as they are."""
+    for stage, counts in stages.items():
+        counts.recorded = ledger.count(stage)
+        if counts.mostly_old:
+            counts.noted = counts.noted_sent = counts.timed = 0
+            counts.seconds = 0.0
+            for record in islice(ledger.records(stage), SAMPLE):
+                note(counts, record)
 
 
 def note(counts: Counts, record: Record | None) -> None:

@@ -90,7 +90,8 @@ def test_units_to_come_bytes_and_time_follow_from_the_records(tiny):
     mark = answer["estimate"]["Mark"]
     held = sum(entry.bytes for entry in tiny.store.entries("ledger/Mark"))
     assert mark["bytes"] == held
-    assert mark["bytes_to_come"] == pytest.approx(held / 8 * 16, abs=1)
+    records = sum(e.bytes for e in tiny.store.entries("ledger/Mark") if e.key.endswith((".jsonl", ".npz")))
+    assert mark["bytes_to_come"] == pytest.approx(records / 8 * 16, abs=1)
     assert 0.05 <= mark["seconds_each"] < 1
     assert mark["work_seconds"] == pytest.approx(16 * mark["seconds_each"])
     assert answer["total"]["seconds"] >= mark["work_seconds"] / (os.cpu_count() or 1) - 1e-6
@@ -189,3 +190,46 @@ def test_differences_are_told_as_people_set_them(tiny):
     step = tiny.load().steps[1]
     assert difference("Mark", json.loads(json.dumps(step.facts)), step.facts).startswith("settings of access")
     assert Changes(tiny.store)._known == {}
+
+
+def test_what_was_superseded_does_not_count_for_what_is_to_come(tiny):
+    prepare(tiny.load(), in_process=True)
+    once = plan(tiny, "stages.Mark.value=9")[0]["estimate"]["Mark"]
+    for value in (2, 3):
+        prepare(tiny.load(f"stages.Mark.value={value}"), in_process=True)
+    more = plan(tiny, "stages.Mark.value=9")[0]["estimate"]["Mark"]
+    assert more["bytes"] > 2.5 * once["bytes"]
+    assert more["bytes_to_come"] == pytest.approx(once["bytes_to_come"], rel=0.1)
+
+
+def test_frames_of_old_settings_do_not_count_for_those_to_come(tiny):
+    from pipelines.plan import _objects
+
+    step = next(step for step in tiny.load().steps if step.name == "Mark")
+    step = replace(step, stage=replace(step.stage))
+    step.stage.writes = ("aligned",)
+    tiny.store.write("aligned/v00-0-aa.tar", bytes(1000))
+    tiny.store.write("aligned/v00-0-bb.tar", bytes(3000))
+    assert _objects(tiny.store, [step]) == {"Mark": (4000, 2000.0)}
+
+
+def test_a_few_records_that_hold_do_not_decide_how_many_come_through_a_stale_group(tiny):
+    prepare(tiny.load("stages.Keep.most=2"), in_process=True)
+    changes = ("stages.Keep.most=2", "stages.Second.value=2")
+    whole = plan(tiny, *changes)[0]["estimate"]["Write"]["units_to_come"]
+    prepare(tiny.load(*changes, "source.count=1"), in_process=True, until="Second")
+    answer, _ = plan(tiny, *changes)
+    assert answer["stages"]["Second"] == {"done": 2, "stale": 6, "todo": 6}
+    assert answer["estimate"]["Write"]["units_to_come"] == whole == 2
+
+
+def test_with_nothing_to_do_it_says_so_in_a_table_of_80_columns(tiny):
+    prepare(tiny.load(), in_process=True)
+    _, text = plan(tiny)
+    assert "Nothing to do; in the store" in text
+    assert "estimate" not in text
+    _, text = plan(tiny, "stages.Mark.value=2", until=None)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("  ")) <= 110
+    table = [line for line in text.splitlines() if line[:17].strip() in ("stage", "Mark", "Write", "train")]
+    assert {len(line) for line in table[:3]} == {80}
+    assert len(table[3]) <= 80
