@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import logging
 import os
 import re
 import signal
@@ -17,6 +16,8 @@ from typing import Any
 
 import click
 
+from infra import logs
+from infra.words import printable
 from pipelines.lines import write_json
 
 Answer = tuple[dict[str, Any], str]
@@ -44,12 +45,12 @@ class _Program(click.Group):
         except (ValueError, StorageError) as error:
             if os.environ.get("PV3D_DEBUG"):
                 traceback.print_exc()
-            click.echo(f"pv3d: {' '.join(str(error).split())}", err=True)
+            click.echo(f"pv3d: {printable(' '.join(str(error).split()), logs.LONGEST)}", err=True)
             ctx.exit(2)
         except OSError as error:
             what = fault_of_place(error)
             if error.errno in _OF_PLACES:
-                what = f"{str(error.filename or 'a file')[:200]!r}: {error.strerror}; choose another place"
+                what = f"{printable(error.filename or 'a file')!r}: {error.strerror}; choose another place"
             if not what or os.environ.get("PV3D_DEBUG"):
                 raise
             click.echo(f"pv3d: {what}", err=True)
@@ -90,7 +91,7 @@ def answers(command: Callable[..., Answer]) -> Callable[..., None]:
         if as_json:
             write_json(value, sys.stdout)
         else:
-            click.echo(text)
+            click.echo(logs.shown(text))
         if value.get("fault"):
             raise ValueError(value["fault"])
 
@@ -140,11 +141,7 @@ waits = click.option(
 @click.version_option(package_name="pv3d-pipeline", prog_name="pv3d")
 def main() -> None:
     """From lists of talking-head videos to a trained, evaluated and registered PV3D model."""
-    logging.basicConfig(
-        level=os.environ.get("PV3D_LOG", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.start()
 
 
 @main.command(epilog="Example: pv3d run --profile demo --set train.steps=48 --until AlignCrop")
