@@ -33,7 +33,7 @@ from infra.s3_errors import (
     reason_of,
     tried_again,
 )
-from infra.storage import Entry, Storage, StorageError, check_key
+from infra.storage import Entry, Storage, StorageError, check_key, is_key
 
 T = TypeVar("T")
 
@@ -267,13 +267,16 @@ class S3Storage(Storage):
     def list(self, prefix: str = "") -> Iterator[str]:
         base = self._prefix + (f"{check_key(prefix)}/" if prefix else "")
         for entry in self._entries(base, f"list {prefix or 'everything'}"):
-            yield entry["Key"].removeprefix(self._prefix)
+            key = entry["Key"].removeprefix(self._prefix)
+            if is_key(key, self.root):
+                yield key
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         base = self._prefix + (f"{check_key(prefix)}/" if prefix else "")
         for entry in self._entries(base, f"list {prefix or 'everything'}"):
             key = entry["Key"].removeprefix(self._prefix)
-            yield Entry(key, int(entry["Size"]), entry["LastModified"].timestamp())
+            if is_key(key, self.root):
+                yield Entry(key, int(entry["Size"]), entry["LastModified"].timestamp())
 
     def unfinished(self) -> Iterator[tuple[Entry, Callable[[], None]]]:
         """Uploads in parts that were neither completed nor given up; they cost as objects do."""

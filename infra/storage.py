@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from infra.paths import expanded
+from infra.words import printable
+
+log = logging.getLogger(__name__)
 
 _TEMPORARY = ".tmp-"
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
@@ -52,6 +56,23 @@ def check_key(key: str) -> str:
     if not _KEY.fullmatch(key) or any(part in (".", "..") for part in key.split("/")):
         raise ValueError(f"storage key {key!r}: use letters, digits and _.=+@- between slashes, no '..'")
     return key
+
+
+_strange: set[tuple[str, str]] = set()       # folders of roots that were warned of
+
+
+def is_key(key: str, root: str) -> bool:
+    """Whether a name that was found below a root can be a key: others are of no use to anybody, are left
+    alone and warned of, once per folder."""
+    try:
+        check_key(key)
+    except ValueError:
+        folder, _, name = key.rpartition("/")
+        if name and (root, folder) not in _strange:          # without one it is S3's sign of a folder
+            _strange.add((root, folder))
+            log.warning("%s in %s is no file of pv3d; it stays, unread", printable(key), printable(root))
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +226,8 @@ class FolderStorage(Storage):
     def list(self, prefix: str = "") -> Iterator[str]:
         base = self.path(prefix) if prefix else Path(self.root)
         found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(_TEMPORARY))
-        yield from sorted(p.relative_to(self.root).as_posix() for p in found)
+        keys = (path.relative_to(self.root).as_posix() for path in found)
+        yield from sorted(key for key in keys if is_key(key, self.root))
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         for key in self.list(prefix):

@@ -44,6 +44,35 @@ def test_what_is_written_is_read_back(any_store):
         assert path.read_bytes() == b"two"
 
 
+@pytest.mark.parametrize("name", ["copy of x.jsonl", "x (copy).npz", "ü.json", "a\x1b[31m"])
+def test_files_of_others_are_left_alone_with_one_warning(tmp_path, caplog, name):
+    store = FolderStorage(tmp_path)
+    store.write("ledger/Mark/x.jsonl", b"one")
+    for number in range(2):
+        (tmp_path / "ledger/Mark" / f"{number}{name}").write_text("")
+    for _ in range(2):
+        assert list(store.list("ledger")) == ["ledger/Mark/x.jsonl"]
+        assert [entry.key for entry in store.entries()] == ["ledger/Mark/x.jsonl"]
+    (warned,) = caplog.messages
+    assert warned.startswith("ledger/Mark/")
+    assert "\x1b" not in warned
+    assert len(list((tmp_path / "ledger/Mark").iterdir())) == 3
+
+
+def test_objects_of_others_are_left_alone(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        for key in ("one/", "one/lease/", "one/lease/my file.json", "one/lease/a.json"):
+            client.put_object(Bucket="bucket", Key=key, Body=b"x")
+        store = open_storage("s3://bucket/one")
+        assert list(store.list("lease")) == ["lease/a.json"]
+        assert [entry.key for entry in store.entries()] == ["lease/a.json"]
+
+
 def test_a_missing_object_is_not_found(any_store):
     for call in (any_store.read, any_store.size):
         with pytest.raises(FileNotFoundError):
