@@ -34,6 +34,7 @@ PV3D_VIDEOS = "recrop_faces"
 EG3D_LABELS = "dataset.json"
 INDEX_SUFFIX = ".index.json"                 # of what lies beside a shard
 CAMERAS_SUFFIX = ".cameras.npy"              # of a member of a shard
+_SERVER = "storage.s3."
 MOST_BYTES = 1 << 30                         # of cameras, unpacked: those of ten million images are more
 
 # RuntimeError: an encrypted zip, or json that is nested too deeply.
@@ -60,6 +61,28 @@ class Chosen:
     profile: str | None = None
     overrides: tuple[str, ...] = ()
 
+    @property
+    def of_server(self) -> bool:
+        """Whether all that is chosen is about the server of an s3:// path."""
+        return self.profile is None and all(text.startswith(_SERVER) for text in self.overrides)
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """storage.s3.* as `open_storage` takes it. Raises ValueError for a wrong one."""
+        import yaml
+        from pydantic import ValidationError
+
+        from pipelines.settings import S3Settings
+
+        chosen = [text.removeprefix(_SERVER).partition("=") for text in self.overrides if _SERVER in text]
+        values = {name: yaml.safe_load(value) for name, _, value in chosen}
+        try:
+            return S3Settings.model_validate(values).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ValueError(f"--set {_SERVER}{name}: {first['msg']}") from None
+
 
 def find_cameras(path: str, chosen: Chosen | None = None) -> Iterator[Cameras]:
     """The cameras of what `path` names. Raises ValueError when nothing there can hold any."""
@@ -79,6 +102,8 @@ def find_cameras(path: str, chosen: Chosen | None = None) -> Iterator[Cameras]:
 
 def store_of(path: str, chosen: Chosen | None = None) -> Storage | None:
     """The store that `path` names: a storage.root with a dataset, or that of a workflow."""
+    if path.startswith("s3://"):
+        return open_storage(path, **(chosen.server if chosen else {}))
     if "://" in path or Path(path, LATEST).is_file():
         return open_storage(path)
     if is_workflow(path):

@@ -67,8 +67,12 @@ def check_cameras(
     The answer's "fault" is the first fault, or empty. Raises ValueError for a path that can hold no cameras.
     """
     chosen = Chosen(profile, overrides)
-    if chosen != Chosen() and not any(is_workflow(path) for path in paths):
-        raise ValueError("--profile and --set: change a workflow, and no PATH is one; name workflow.yaml")
+    remote = chosen.of_server and any(path.startswith("s3://") for path in paths)
+    if chosen != Chosen() and not remote and not any(is_workflow(path) for path in paths):
+        raise ValueError(
+            "--profile and --set: change a workflow, and no PATH is one; name workflow.yaml "
+            "(with an s3:// PATH only --set storage.s3.* counts)"
+        )
     found = [check(cameras) for path in paths for cameras in find_cameras(path, chosen)]
     faults = [f"{row.name}: {row.fault}" for row in found if row.fault]
     answer: dict[str, Any] = {

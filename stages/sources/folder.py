@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEMO = "demo:portraits"
+LINKS_TOLD = 5
+
+_told: dict[Path, list[str]] = {}            # links of a folder that this process has warned of
 
 
 class _Video(NamedTuple):
@@ -83,10 +86,12 @@ class Folder(Source):
 
     def _files(self) -> Iterator[_Video]:
         folder = self._folder()
-        for path in self._videos(folder):
+        passed_over: list[str] = []
+        for path in self._videos(folder, passed_over):
             status = path.stat()
             fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
             yield _Video(path.relative_to(folder).as_posix(), str(path), fingerprint)
+        _tell(folder, passed_over)
 
     @staticmethod
     def _made_by_us(one: _Video, store: Storage) -> bool:
@@ -113,18 +118,18 @@ class Folder(Source):
             raise ValueError(f"source.location: {self.location} is a file; give the folder it is in")
         return folder.resolve()
 
-    def _videos(self, folder: Path) -> Iterator[Path]:
+    def _videos(self, folder: Path, passed_over: list[str]) -> Iterator[Path]:
         for parent, folders, files in os.walk(folder, onerror=_refuse):
             for name in sorted(folders):
                 if Path(parent, name).is_symlink():
-                    log.warning("%s is a link to a folder and is passed over", Path(parent, name))
+                    passed_over.append(f"{Path(parent, name)} is a link to a folder")
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in files:
                 path = Path(parent, name)
                 if not self._wanted(name):
                     continue
                 if path.is_symlink() and not _inside(path, folder):
-                    log.warning("%s links to what is not a file in %s and is passed over", path, folder)
+                    passed_over.append(f"{path} links to what is not a file in {folder}")
                     continue
                 if path.is_file():
                     yield path
@@ -158,6 +163,17 @@ def _inside(path: Path, folder: Path) -> bool:
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
         return False
     return target.is_file() and target.is_relative_to(folder)
+
+
+def _tell(folder: Path, passed_over: list[str]) -> None:
+    """Warn of the first few links, once: a run lists its source several times."""
+    if _told.get(folder) == passed_over:
+        return
+    _told[folder] = passed_over
+    for link in passed_over[:LINKS_TOLD]:
+        log.warning("%s and is passed over", link)
+    if len(passed_over) > LINKS_TOLD:
+        log.warning("%d more links below %s are passed over", len(passed_over) - LINKS_TOLD, folder)
 
 
 def _refuse(error: OSError) -> None:

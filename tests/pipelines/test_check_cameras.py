@@ -280,3 +280,23 @@ def test_a_workflow_is_read_with_the_profile_and_the_values_that_are_given(tmp_p
     refused = pv3d("check-cameras", tmp_path / "a.npy", "--profile", "other")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "no PATH is one" in refused.stderr
+
+
+def test_the_server_of_an_s3_path_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import camera_files
+
+    asked = []
+
+    def open_storage(root: str, **options: object) -> None:
+        asked.append((root, options))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(camera_files, "open_storage", open_storage)
+    with pytest.raises(ValueError, match="seen"):
+        check_cameras(["s3://b/p"], overrides=("storage.s3.endpoint=http://h:9", "storage.s3.cache_gb=0"))
+    ((root, options),) = asked
+    assert (root, options["endpoint"], options["cache_gb"]) == ("s3://b/p", "http://h:9", 0)
+    for wrong, said in (("storage.s3.endpoint=h", "http://host:port"), ("train.steps=1", "storage.s3")):
+        with pytest.raises(ValueError, match=said) as refused:
+            check_cameras(["s3://b/p"], overrides=(wrong,))
+        assert "\n" not in str(refused.value)
