@@ -75,9 +75,11 @@ class Chosen:
         from pipelines.settings import S3Settings
 
         chosen = [text.removeprefix(_SERVER).partition("=") for text in self.overrides if _SERVER in text]
-        values = {name: yaml.safe_load(value) for name, _, value in chosen}
         try:
+            values = {name: yaml.safe_load(value) for name, _, value in chosen}
             return S3Settings.model_validate(values).model_dump()
+        except yaml.YAMLError:
+            raise ValueError(f"--set {' '.join(self.overrides)}: no YAML; write key=value") from None
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
