@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from infra.scratch import put_all, temporary_database
+from pipelines.record_types import check_ids
 from pipelines.records import unit_of
 
 PAGE_ROWS = 512                              # that are read at a time, where all are
@@ -65,8 +66,9 @@ class Index:
         return stage in self._tables
 
     def put(self, stage: str, key: str, arrays: int, lines: Sequence[str]) -> None:
-        """The lines of one more segment. Raises ValueError for one without a unit; then nothing is put."""
+        """The lines of one more segment. Raises ValueError for one without a unit id; then nothing is put."""
         units = [unit_of(line) for line in lines]
+        check_ids(units)
         table = self._tables[stage]
         if stage in self._sealed:
             put_all(self._db, f"DELETE FROM {table} WHERE unit = ?", ((unit,) for unit in units))

@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
+from infra.json_values import parsed_object
 from infra.storage import FolderStorage, Storage, StorageError
 from pipelines.blocks import READERS, Blocks
 from pipelines.index import PAGE_ROWS, Index, Row, Segment
@@ -242,15 +243,14 @@ class Ledger:
     def _parsed(self, rows: Sequence[Row]) -> list[Record]:
         """Records of rows; none of a segment that was forged: whoever wrote it knew the checksums."""
         keys = [self._index.key(number) for _, number, _ in rows]
-        lines = [line for _, _, line in rows]
         try:
-            return from_lines(lines, keys)
+            return _records(rows, keys)
         except DAMAGED:
-            return list(itertools.chain.from_iterable(map(self._sound, lines, keys)))
+            return list(itertools.chain.from_iterable(map(self._sound, rows, keys)))
 
-    def _sound(self, line: str, key: str) -> list[Record]:
+    def _sound(self, row: Row, key: str) -> list[Record]:
         try:
-            return from_lines([line], [key])
+            return _records([row], [key])
         except DAMAGED as error:
             log.warning("ledger: %s is damaged (%s); its units are done again", key, error)
             return []
@@ -346,9 +346,10 @@ class Ledger:
         if not self.store.exists(key):
             return ""
         try:
-            return str(json.loads(self.store.read(key))["digest"])
-        except (ValueError, KeyError, TypeError):
+            digest = parsed_object(self.store.read(key)).get("digest")
+        except ValueError:
             return ""
+        return digest if isinstance(digest, str) else ""
 
     def finish(self, stage: str, digest: str) -> None:
         """Note what a group stage was finished with."""
@@ -358,6 +359,14 @@ class Ledger:
 def holds(record: Record, key: str, ref: Ref, barred_key: str = "") -> bool:
     """Whether a record of a unit is current: of this key (or that of barred units) and this input."""
     return record.key in (key, barred_key) and record.input == ref.digest
+
+
+def _records(rows: Sequence[Row], keys: Sequence[str]) -> list[Record]:
+    """Of rows in those segments. Raises what `DAMAGED` names."""
+    records = from_lines([line for _, _, line in rows], keys)
+    if [record.unit for record in records] != [unit for unit, _, _ in rows]:
+        raise ValueError("a record of another unit")
+    return records
 
 
 def in_pages(refs: Iterable[Ref], size: int) -> Iterator[list[Ref]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.json_text import encoder
+from pipelines.record_types import check
 from stages.clip import Clip
 
 _encode = encoder(compact=True)
@@ -99,8 +100,15 @@ def unit_of(line: str) -> str:
 
 def from_lines(lines: Sequence[str], segments: Iterable[str]) -> list[Record]:
     """The records of lines, each with its segment. Raises what `pipelines.segments.DAMAGED` names."""
+    parsed = json.loads(text := f"[{','.join(lines)}]")
+    if "\\ud" in text or "\\uD" in text:    # half a character, that no page and no terminal could show
+        parsed = json.loads(json.dumps(parsed, ensure_ascii=False).encode(errors="replace"))
+    try:
+        check(parsed, [out for values in parsed for out in values.get("outputs", ())])
+    except (AttributeError, TypeError):
+        raise ValueError("no records") from None
     records = []
-    for values, segment in zip(json.loads(f"[{','.join(lines)}]"), segments, strict=True):
+    for values, segment in zip(parsed, segments, strict=True):
         values["outputs"] = [Output(**out) for out in values.get("outputs", ())]
         records.append(Record(**values, segment=segment))
     return records

@@ -170,6 +170,14 @@ def test_arrays_that_cannot_be_read_take_their_records_with_them(store, change):
     assert list(Ledger(store).records("S")) == []
 
 
+@pytest.mark.parametrize("damage", ["[" * 100_000, "null", '{"digest": 5}', '{"digest": "d"'])
+def test_a_group_stage_of_which_the_note_is_damaged_is_not_finished(store, damage):
+    Ledger(store).finish("S", "d")
+    assert Ledger(store).finished("S") == "d"
+    store.write("ledger/S/finished.json", damage.encode())
+    assert Ledger(store).finished("S") == ""
+
+
 def test_the_digest_of_members_ignores_their_order():
     a, b = Ref("a", "1", ""), Ref("b", "2", "")
     assert members_digest([a, b]) == members_digest([b, a])
