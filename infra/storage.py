@@ -156,7 +156,12 @@ class FolderStorage(Storage):
     """A folder. Atomic by temporary file and rename; create-only by hard link."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(expanded(root).resolve())
+        try:
+            self.root = str(expanded(root).resolve())
+        except RuntimeError:                 # what pathlib raises for links in a circle
+            raise StorageError(
+                f"storage.root: {root} leads through links in a circle; name another folder"
+            ) from None
 
     def path(self, key: str) -> Path:
         return Path(self.root, check_key(key))
@@ -299,6 +304,16 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def check_root(root: str) -> str:
+    """Return `root`, or raise ValueError for what looks like no folder but would make one."""
+    if re.match(r"[sS]3:(?!//[^/])|[A-Za-z][A-Za-z0-9+.-]*:/(?!/)", root):
+        raise ValueError(f"{printable(root)!r} is neither a folder nor s3://bucket/prefix")
+    if root.startswith("~") and str(expanded(root)).startswith("~"):
+        user = Path(root).parts[0]
+        raise ValueError(f"{printable(root)!r}: there is no user {printable(user)}; write the whole path")
+    return root
+
+
 def open_storage(root: str, **options: Any) -> Storage:
     """The store at `root`: a folder, or `s3://bucket/prefix`, which the options of `S3Storage` are for."""
     store: Storage
@@ -309,6 +324,10 @@ def open_storage(root: str, **options: Any) -> Storage:
     elif "://" in root and not root.startswith("file://"):
         raise ValueError(f"storage.root: {root!r} is neither a folder nor s3://bucket/prefix")
     else:
-        store = FolderStorage(root.removeprefix("file://"))
+        try:
+            folder = check_root(root.removeprefix("file://"))
+        except ValueError as error:
+            raise ValueError(f"storage.root: {error}") from None
+        store = FolderStorage(folder)
     store.s3 = options
     return store

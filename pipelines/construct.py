@@ -76,7 +76,7 @@ def check_paths(settings: dict[str, Any], entry: Value, dotted: str) -> None:
         module, _, attribute = path.partition(":")
         try:
             spec = importlib.util.find_spec(module)
-        except (ModuleNotFoundError, ValueError):
+        except (ImportError, ValueError):
             spec = None
         if spec is None:
             raise entry.at([key]).error(f"{dotted}.{key}: no module {module!r}; check the spelling")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from infra.cluster import OBJECTS_MB
+from infra.storage import check_root
 
 
 class Closed(BaseModel):
@@ -53,7 +54,7 @@ class StorageSettings(Closed):
     tracking: str = "sqlite:///runs/mlflow.db"
     """MLflow's tracking URI."""
     s3: S3Settings = S3Settings()
-    lease_s: float = Field(default=45.0, ge=1)
+    lease_s: float = Field(default=45.0, ge=1, le=86_400)
     """A run that shows no sign of life for so long is taken over: see docs/durability.md."""
 
     @field_validator("root")
@@ -61,7 +62,7 @@ class StorageSettings(Closed):
     def _root(cls, value: str) -> str:
         if not value.strip() or not value.isprintable():
             raise ValueError("should be the path of a folder or s3://bucket/prefix")
-        return value
+        return value if "://" in value else check_root(value)
 
 
 class PolicySettings(Closed):
@@ -88,7 +89,7 @@ class PolicySettings(Closed):
 class Workers(Closed):
     """Bounds of a stage's pool. A pool grows on demand and shrinks when idle."""
 
-    min: int = Field(default=0, ge=0)
+    min: int = Field(default=0, ge=0, le=10_000)
     max: int | None = Field(default=None, ge=1)
     """None: as many as the cluster has room for."""
 
@@ -100,6 +101,32 @@ class ResourceSettings(Closed):
     gpus: float | None = Field(default=None, ge=0)
     custom: dict[str, float] | None = None
 
+    @field_validator("gpus")
+    @classmethod
+    def _gpus(cls, value: float | None) -> float | None:
+        if value is not None and not _shared(value):
+            raise ValueError("should be a part of one, such as 0.5, or a whole number")
+        return value
+
+    @field_validator("custom")
+    @classmethod
+    def _custom(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name, amount in (value or {}).items():
+            if name in _RAYS_OWN or not name.strip() or not name.isprintable():
+                own = ", ".join(sorted(_RAYS_OWN))
+                raise ValueError(f"{name[:40]!r} is no name for a resource; take another than {own}")
+            if amount < 0 or not _shared(amount):
+                raise ValueError(f"{name[:40]!r} should be a part of one, such as 0.5, or a whole number")
+        return value
+
+
+_RAYS_OWN = {"CPU", "GPU", "memory", "object_store_memory"}
+
+
+def _shared(amount: float) -> bool:
+    """Whether Ray takes it."""
+    return amount <= 1 or amount == int(amount)
+
 
 class StepSettings(Closed):
     """The keys of an entry under `stages` that are not the stage's own settings."""
@@ -108,7 +135,7 @@ class StepSettings(Closed):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
     resources: ResourceSettings = ResourceSettings()
     workers: Workers = Workers()
-    timeout_s: float | None = Field(default=None, gt=0)
+    timeout_s: float | None = Field(default=None, ge=1)
     """A unit that takes longer is retried once alone and then failed as timed out. None: the stage's own."""
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     """A run stops when more of a stage's latest 1,000 units fail, 20 or more having ended. 1: never."""
@@ -158,9 +185,19 @@ class TrainSettings(Closed):
     sample_every: int = Field(default=1000, ge=1)
     log_every: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     experiment: str = "pv3d"
     """Name of the MLflow experiment."""
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name[:40]!r} is no name of a variable; use letters, digits and _")
+            if "\0" in text:
+                raise ValueError(f"the value of {name} holds a NUL; leave it out")
+        return value
 
     @field_validator("zero_stage")
     @classmethod
@@ -186,9 +223,16 @@ class EvaluateSettings(Closed):
     face_backend: str = "stages.backends.dlib:DlibFaces"
     """Import path of the detector behind `faces_found/<its name>`."""
     frames: int = Field(default=16, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
 
 class RegisterSettings(Closed):
-    name: str = Field(default="pv3d", pattern=r"^[^/:]+$")
+    name: str = Field(default="pv3d", pattern=r"^[^/:\s]([^/:]*[^/:\s])?$")
     alias: str = Field(default="candidate", pattern=r"^[A-Za-z0-9_-]+$")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("should be one line of text")
+        return value

@@ -313,7 +313,7 @@ class _Builder:
             at = section.at(["metrics", number])
             try:
                 found = importlib.util.find_spec(path)
-            except (ModuleNotFoundError, ValueError):
+            except (ImportError, ValueError):
                 found = None
             if found is None:
                 raise at.error(f"evaluate.metrics: no module {path!r}; check the spelling")

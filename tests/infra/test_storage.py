@@ -309,3 +309,26 @@ def test_a_fault_of_a_disk_names_place_cause_and_cure(monkeypatch, place, cure):
     assert fault_of_place(error).startswith(message)
     assert fault_of_place(PermissionError(errno.EACCES, "Permission denied", place)) == ""
     assert fault_of_place(FileNotFoundError(errno.ENOENT, "No such file", place)) == ""
+
+
+@pytest.mark.parametrize("root", ["s3:/b/x", "s3:b/x", "S3:/b", "file:/x", "gs:/b/x", "~nobody-at-all/x"])
+def test_what_only_looks_like_a_folder_makes_none(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^storage.root: '.*(neither a folder nor|there is no user)"):
+        open_storage(root)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_have_any_other_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for root in ("a:b", "s3", "./~x", "x/s3:/y", f"file://{tmp_path}/z"):
+        open_storage(root).write("k", b"1")
+    assert (tmp_path / "s3" / "k").exists()
+
+
+def test_links_in_a_circle_are_refused_in_one_line(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for root in (tmp_path / "a", tmp_path / "a" / "store"):
+        with pytest.raises(StorageError, match=r"^storage.root: .* links in a circle; name another folder$"):
+            open_storage(str(root))

@@ -263,3 +263,36 @@ def test_changes_of_the_variant_are_checked_when_the_workflow_is_read(tiny, text
     assert "train.model: " in refused(tiny, None, "train.model.rendering.resolution=0")
     told = refused(tiny, text.replace("train:\n", "train:\n  recipe: {r1_gama: 4}\n"))
     assert "12:11: train.recipe: unknown key 'r1_gama' in Recipe; did you mean 'r1_gamma'?" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.seed=-1", "train.seed"), ("train.seed=4294967296", "train.seed"),
+        ("train.env={A=B: x}", "train.env: 'A=B' is no name of a variable"),
+        ('train.env={A: "\\0"}', "train.env: the value of A holds a NUL"),
+        ("stages.Mark.resources.gpus=1.5", "stages.Mark.resources.gpus: should be a part of one"),
+        ("stages.Mark.resources.custom={CPU: 1}", "stages.Mark.resources.custom: 'CPU' is no name"),
+        ("stages.Mark.resources.custom={disk: 1.5}", "custom: 'disk' should be a part of one"),
+        ("stages.Mark.resources.custom={disk: -1}", "custom: 'disk' should be a part of one"),
+        ("storage.lease_s=1e9", "storage.lease_s"), ("stages.Mark.workers.min=10001", "workers.min"),
+        ("stages.Mark.timeout_s=0.5", "timeout_s"), ("register.name=' a'", "register.name"),
+        ('register.name="a\\nb"', "register.name"), ('register.name="a\\n"', "register.name"),
+        ("storage.root=s3:/b/x", "storage.root: 's3:/b/x' is neither a folder nor s3://bucket/prefix"),
+        ("storage.root=~nobody-at-all/x", "storage.root: '~nobody-at-all/x': there is no user"),
+        ("evaluate={metrics: ['..']}", "evaluate.metrics: no module '..'"),
+        ("evaluate={metrics: ['']}", "evaluate.metrics: no module ''"),
+        ("evaluate={metrics: ['a..b']}", "evaluate.metrics: no module 'a..b'"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(tiny, change, said):
+    assert said in refused(tiny, None, change)
+
+
+def test_values_at_their_bounds_are_taken(tiny):
+    workflow = tiny.load(
+        "train.seed=4294967295", "train.env={NCCL_DEBUG: INFO}", "stages.Mark.resources.gpus=0.25",
+        "stages.Mark.resources.custom={disk: 2, net: 0.5}", "register.name='a b'", "stages.Mark.timeout_s=1",
+    )  # fmt: skip
+    assert workflow.steps[1].resources.custom == {"disk": 2, "net": 0.5}
+    assert workflow.register.name == "a b"
