@@ -391,7 +391,7 @@ class _Run:
         try:
             left = step.stage.finish(self.store, kept.clips())
         except LostOutputError as error:
-            log.warning("%s: %s is gone; it is made again", step.name, error)
+            log.warning("%s: %s; it is made again", step.name, error)
             self._again(step, (ref.id for ref in kept if error.of(self.ledger.load(ref, arrays=()))))
             raise LostSegmentError(step.name) from error
         self.ledger.finish(step.name, f"{digest}:{left}")

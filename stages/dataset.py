@@ -182,7 +182,7 @@ def open_dataset(store: Storage, version: str | None = None) -> Dataset:
             manifest = json.loads(store.read(key))
             tar, index = check_key(manifest["tar"]), check_key(manifest["index"])
             shards[tar] = Shard(str(manifest["sha256"]), int(manifest["bytes"]))
-            samples += [_checked(Sample(**s, tar=tar, index=index)) for s in manifest["samples"]]
+            samples += [checked(Sample(**s, tar=tar, index=index)) for s in manifest["samples"]]
     return Dataset(store, version, size, fps, samples, manifests, shards)
 
 
@@ -194,7 +194,7 @@ def _check_not_taken_down(store: Storage, version: str, content: dict[str, Any])
         )
 
 
-def _checked(sample: Sample) -> Sample:
+def checked(sample: Sample) -> Sample:
     """Raises ValueError for what no stage writes."""
     texts = (sample.clip_id, sample.identity, sample.source, sample.licence, sample.split)
     counts = (sample.frame_count, sample.size)

@@ -21,7 +21,7 @@ import logging
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +29,22 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.storage import Storage, check_key
+from infra.storage import Storage
 from infra.words import many
 from stages.base import GroupStage, LostOutputError, Rejected
 from stages.clip import Clip
-from stages.dataset import LATEST, Dataset, Sample, decode_jpeg, open_dataset, taken_down_by
+from stages.committed import (
+    LostShardsError,
+    Sizes,
+    agrees,
+    parsed_manifest,
+    parsed_version,
+    put,
+    read_manifest,
+    sizes_of,
+    standing,
+)
+from stages.dataset import LATEST, DamagedError, Dataset, Sample, decode_jpeg, open_dataset
 from stages.provenance import config_hash, provenance, public_source
 
 __all__ = [
@@ -117,7 +128,7 @@ class WriteShards(GroupStage):
         return members
 
     def finish(self, store: Storage, clips: Iterator[Clip]) -> str:
-        """Commit the dataset that the shards of `clips`, all that were kept, make. Returns its version."""
+        """Commit the dataset that the shards of `clips`, all that were kept, make."""
         kinds: set[tuple[int, float]] = set()
         shards: Counter[str] = Counter()
         for clip in clips:
@@ -126,35 +137,40 @@ class WriteShards(GroupStage):
         sizes = sorted(kinds)
         if len(sizes) > 1:
             raise ValueError(f"shards: clips of different size and rate {sizes}; use one storage.root each")
-        if lost := set(lost_shards(store, shards)):
-            raise LostOutputError(f"{sorted(lost)[0]} or its shard", lambda clip: clip.shard in lost)
         key = hashlib.sha256(_json({"version": self.version, **asdict(self)})).hexdigest()[:16]
-        version = commit_dataset(store, sorted(shards), key=key)
+        try:
+            version = commit_dataset(store, sorted(shards), key=key, sizes=sizes_of(store))
+        except LostShardsError as error:
+            lost = error.keys
+            raise LostOutputError(str(error).partition(";")[0], lambda clip: clip.shard in lost) from error
         log.info("dataset %s: %s", version, many(shards.total(), "clip"))
-        return version
+        return standing(store) or version
 
     def standing(self, store: Storage) -> str | None:
         """The latest version, when it is there with all its shards."""
-        try:
-            version = str(json.loads(store.read(LATEST))["version"])
-            manifests = json.loads(store.read(check_key(f"dataset/{version}.json")))["manifests"]
-            return None if lost_shards(store, manifests) else version
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+        return standing(store)
 
 
-def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> str:
+def commit_dataset(
+    store: Storage, manifests: Sequence[str], key: str = "", sizes: Sizes | None = None
+) -> str:
     """Make the shards of `manifests` (keys) a version of the dataset, and the latest. Returns the version.
 
-    The version is a hash of the content: the same shards are the same version.
+    The version is a hash of the content: the same shards are the same version. Raises LostShardsError for
+    manifests that are gone or damaged; with `sizes`, what the store holds, also for tars and indices.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA, "size": 0, "fps": 0.0, "key": key, "shards": len(manifests), "bytes": 0,
         "samples": 0, "frames": 0, "identities": 0, "manifests": list(manifests),
     }  # fmt: skip
     people: set[str] = set()
+    lost: dict[str, DamagedError] = {}
     for name in manifests:                               # one at a time: together they name every clip
-        manifest = json.loads(store.read(name))
+        try:
+            manifest = read_manifest(store, name, sizes)
+        except DamagedError as error:
+            lost[name] = error
+            continue
         samples = manifest["samples"]
         if samples and not content["samples"]:
             content["size"], content["fps"] = samples[0]["size"], samples[0]["fps"]
@@ -162,25 +178,16 @@ def commit_dataset(store: Storage, manifests: Sequence[str], key: str = "") -> s
         content["samples"] += len(samples)
         content["frames"] += sum(sample["frame_count"] for sample in samples)
         people.update(sample["identity"] for sample in samples)
+    if lost:
+        raise LostShardsError(str(next(iter(lost.values()))), list(lost))
     content["identities"] = len(people)
     data = _json(content)
     version = hashlib.sha256(data).hexdigest()[:16]
-    if not store.create(f"dataset/{version}.json", data):
-        _same(store, f"dataset/{version}.json", data)
+    put(store, f"dataset/{version}.json", data, lambda held: parsed_version(version, held))
     latest = _json({"version": version})
     if not store.exists(LATEST) or store.read(LATEST) != latest:
         store.write(LATEST, latest)
     return version
-
-
-def lost_shards(store: Storage, manifests: Iterable[str]) -> list[str]:
-    """Those of the manifests (keys) that are gone, or whose tar or index is."""
-    held = {*store.list("manifest"), *store.list("shards")}
-    stems = {key: key.removeprefix("manifest/").removesuffix(".json") for key in manifests}
-    return [
-        key for key, stem in stems.items()
-        if not {key, f"shards/{stem}.tar", f"shards/{stem}.index.json"} <= held
-    ]  # fmt: skip
 
 
 def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str | None:
@@ -188,7 +195,7 @@ def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str
 
     Returns the key of its manifest, None when no clip is left. The old shard stays as it is.
     """
-    manifest = json.loads(store.read(manifest_key))
+    manifest = read_manifest(store, manifest_key)
     samples = [sample for sample in manifest["samples"] if sample["clip_id"] not in clip_ids]
     if not samples:
         return None
@@ -236,15 +243,25 @@ def _commit(store: Storage, group: str, samples: list[dict[str, Any]], path: Pat
         "samples": samples,
     }
     key, data = f"manifest/{stem}.json", _json(manifest)
-    if store.exists(key):
-        _same(store, key, data)
-        if store.exists(manifest["tar"]) and store.exists(manifest["index"]):
-            return key
+    index = _json({"schema": SCHEMA, "members": _index(path)})
+
+    def sound(held: bytes) -> object:
+        return parsed_manifest(key, held)
+
+    if store.exists(key) and agrees(store, key, data, sound) and _holds(store, manifest, index):
+        return key
     store.upload(manifest["tar"], path)
-    store.write(manifest["index"], _json({"schema": SCHEMA, "members": _index(path)}))
-    if not store.create(key, data):
-        _same(store, key, data)
+    store.write(manifest["index"], index)
+    put(store, key, data, sound)
     return key
+
+
+def _holds(store: Storage, manifest: dict[str, Any], index: bytes) -> bool:
+    try:
+        whole: bool = store.size(manifest["tar"]) == manifest["bytes"]
+        return whole and store.read(manifest["index"]) == index
+    except FileNotFoundError:
+        return False
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -257,18 +274,6 @@ def _index(path: Path) -> list[list[Any]]:
     """Rows of key, member, offset, size."""
     with tarfile.open(path, "r:") as tar:
         return [[*m.name.split(".", 1), m.offset_data, m.size] for m in tar]
-
-
-def _same(store: Storage, key: str, data: bytes) -> None:
-    """Check that the writer who was first wrote the same, and that nobody took it down."""
-    if store.read(key) == data:
-        return
-    if record := taken_down_by(store, key):
-        raise ValueError(
-            f"{key} in {store.root} was taken down (see {record}) and is not written again; name the list "
-            "of then as policy.takedown"
-        )
-    raise ValueError(f"{key} in {store.root} holds something else; use another storage.root")
 
 
 def _json(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.storage import FolderStorage
+from infra.storage import FolderStorage, StorageError
 from stages.clip import Clip
 from stages.shards import LATEST, WriteShards, decode_jpeg, open_dataset, without
 
@@ -135,8 +135,10 @@ def test_nothing_half_written_is_seen(tmp_path: Path) -> None:
 def test_refuses_a_manifest_that_says_something_else(tmp_path: Path) -> None:
     store = FolderStorage(tmp_path)
     (clip,) = write(store, [clip_in(store, "a")])
-    store.write(clip.shard, b"{}")
-    with pytest.raises(ValueError, match="holds something else"):
+    manifest = json.loads(store.read(clip.shard))
+    manifest["samples"][0]["identity"] = "somebody else"
+    store.write(clip.shard, json.dumps(manifest).encode())
+    with pytest.raises(StorageError, match="holds something else"):
         write(store, [clip_in(store, "a")])
 
 
@@ -218,7 +220,7 @@ def test_what_was_taken_down_says_so_to_whoever_still_names_it(tmp_path: Path) -
         opened.frames(opened.samples[0], [0])
     with pytest.raises(ValueError, match=rf"version {opened.version} .* was taken down"):
         open_dataset(store, opened.version)
-    with pytest.raises(ValueError, match=r"was taken down .* not written again"):
+    with pytest.raises(StorageError, match=r"was taken down .* not written again"):
         write(store, clips)
 
 
