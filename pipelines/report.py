@@ -48,6 +48,8 @@ def _check_out(out: Path) -> None:
     """Before the work, not after it."""
     if out.is_dir():
         raise ValueError(f"--out {out}: is a folder; name a file, such as {out / 'report.html'}")
+    if out.exists() and not out.is_file():   # a device or a pipe would be replaced by a file
+        raise ValueError(f"--out {out}: is neither a file nor free; name a file, such as report.html")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
     if not os.access(out.parent, os.W_OK):
@@ -106,6 +108,7 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
         "states": tables.STATES,
         "run": tables.run(workflow, store),
         "dataset": made,
+        "dataset_of": tables.dataset_of(found, made),
         "tiles": tables.tiles(found, seen, made),
         "stages": tables.stages(found),
         "todo": sum(tally.counts.todo for tally in found.tallies),
@@ -124,7 +127,7 @@ def collect(workflow: Workflow, store: Storage) -> dict[str, Any]:
         **pictures,
         "training": training_section(workflow, store),
         "evaluation": evaluation_section(workflow, store),
-        "model": model_section(workflow),
+        "model": model_section(workflow, store),
     }
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -120,7 +121,12 @@ def test_it_is_written_where_it_is_asked_for(workflow: Workflow, tmp_path: Path)
     assert "No clip has come through" in (tmp_path / "mine.html").read_text()
     assert not workflow.store().exists("report/index.html")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    for out, words in ((tmp_path, "is a folder"), (tmp_path / "no" / "a.html", "there is no folder")):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for out, words in (
+        (tmp_path, "is a folder"), (tmp_path / "no" / "a.html", "there is no folder"),
+        (tmp_path / "pipe", "is neither a file nor free"), (tmp_path / "link", "is neither a file nor free"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             report(workflow, out)
 
