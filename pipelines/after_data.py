@@ -92,6 +92,35 @@ def told(store: Storage, run: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and names <= found.keys() else None
 
 
+def trainings(
+    workflow: Workflow, store: Storage
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """How far two trainings are, as their first workers last told, None for none: that of these settings and
+    the latest dataset; and another one that told later, with its `dataset`, "" for the latest."""
+    version, run = _named(store, DATASET, "version"), training_of(workflow, store)
+    if run is None:
+        return None, None
+    mine = told(store, run)
+    if mine and mine.get("dataset", version) != version:     # of a `train.name` that was used before
+        mine, named_before = None, mine
+    else:
+        named_before = None
+    runs = (key.rpartition("/")[0] for key in store.list("train") if key.endswith("/progress.json"))
+    others = [one for one in (told(store, other) for other in runs if other != run) if one]
+    others += [named_before] if named_before else []
+    other = max(others, key=lambda one: float(one["time"]), default=None)
+    if other and mine and float(other["time"]) < float(mine["time"]):
+        other = None
+    if mine is None and other is not None:
+        mine = {"step": 0, "steps": workflow.train.steps, "steps_per_second": 0.0, "eta_s": None, "time": 0.0}
+    if mine and mine["step"] >= mine["steps"]:               # more updates may be asked for by now
+        mine["steps"] = max(mine["step"], workflow.train.steps)
+    if other:
+        of = other.get("dataset", version)
+        other["dataset"] = "" if of == version else str(of)
+    return mine, other
+
+
 def _newest(store: Storage, run: str) -> Checkpoint | None:
     """The newest checkpoint; its files are not read."""
     from infra.checkpoints import checkpoints

@@ -68,7 +68,9 @@ def gc(
     store, grace_s = workflow.store(), seconds(grace)
     if dry_run:
         found = find(workflow, store, before_s=time.time() - grace_s, keep=keep)
-        return _answer(found, grace, dry_run)
+        answer, text = _answer(found, grace, dry_run)
+        none = next(store.list(), None) is None
+        return answer, f"nothing below {workflow.storage.root} yet" if none else text
     store.check_writable()
     with lease.hold(store, "pv3d gc", expires_s=workflow.storage.lease_s, wait=wait) as held:
         now_s = max(entry.modified_s for entry in store.entries(lease.FOLDER))   # by the clock of the store

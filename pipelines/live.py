@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
@@ -31,8 +32,9 @@ _FIRST_S = (1.0, 2.0, 3.0)                   # a short run is seen too
 class Live:
     """Tells of a run that holds lease `number`, from a thread of its own, as long as the context lasts."""
 
-    def __init__(self, store: Storage, number: int) -> None:
+    def __init__(self, store: Storage, number: int, asked: Mapping[str, str] | None = None) -> None:
         self.store, self.key = store, key_of(number)
+        self.asked = dict(asked or {})       # hashes of settings, as of `pipelines.stage_keys.keys_asked`
         self.phase = "data"                  # then train, evaluate, register, report
         self.progress: Progress | None = None
         self._begun_s = time.monotonic()
@@ -73,6 +75,7 @@ class Live:
             "seconds": round(time.monotonic() - self._begun_s, 1),
             "phase": self.phase,
             "ended": ended,
+            "keys": self.asked,
             "listing": progress.listing if progress else True,
             "stages": {n: asdict(f) for n, f in progress.figures().items()} if progress else {},
             "workers": dict(progress.crew) if progress else {},
@@ -88,13 +91,16 @@ def key_of(number: int) -> str:
 def read(store: Storage, number: int) -> dict[str, Any]:
     """What the run of a lease told last, nothing where it told nothing that this version knows."""
     try:
-        return _Told.model_validate_json(store.read(key_of(number))).model_dump()
+        return _Told.model_validate_json(store.read(key_of(number))).model_dump(by_alias=True)
     except (FileNotFoundError, ValueError):  # of pydantic, too
         return {}
 
 
 _Count = Annotated[int, Field(ge=0, le=10**15)]
 _Rate = Annotated[float, Field(ge=0, le=1e15), AfterValidator(lambda rate: rate if rate > 1e-9 else 0.0)]
+
+
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]          # becomes part of the key of an object
 
 
 class _Part(BaseModel):
@@ -129,6 +135,7 @@ class _Told(_Part):
     phase: str = ""
     ended: str = ""
     listing: bool = True
+    keys: dict[str, _Hash] = {}
     stages: dict[str, _Stage] = {}
     workers: dict[str, _Pool] = {}
     failures: list[_Failure] = []

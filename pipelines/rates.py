@@ -90,7 +90,9 @@ def duration(seconds: float) -> str:
 
 
 def per_second(rate: float) -> str:
-    """"12/s", "3.4/s"; "7/min" where a unit takes seconds."""
+    """"12/s", "3.4/s"; "7/min" where a unit takes seconds. Seven characters."""
+    if rate >= 1000:
+        return f"{rate:.0f}/s"
     if rate >= 1 or not rate:
         return f"{rate:.3g}/s"
     return f"{rate * 60:.2g}/min" if rate >= 1 / 60 else f"{rate * 3600:.2g}/h"

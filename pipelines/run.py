@@ -18,6 +18,7 @@ from pipelines.document import did_you_mean
 from pipelines.live import Live
 from pipelines.plan import describe_plan
 from pipelines.rates import duration
+from pipelines.stage_keys import keys_asked
 from pipelines.status import workflow_status
 from pipelines.workflow import Workflow
 from stages.dataset import LATEST
@@ -66,7 +67,7 @@ def run_workflow(
     store.check_writable()
     held = hold(store, "pv3d run", expires_s=workflow.storage.lease_s, wait=wait)
     asked = time.monotonic()
-    with held as lease, Live(store, lease.number) as live:
+    with held as lease, Live(store, lease.number, keys_asked(workflow)) as live:
         begun = time.monotonic()
         try:
             prepared = prepare(

@@ -7,14 +7,16 @@ Nothing rests on it: a store that does not take it only makes `pv3d run --dry-ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from infra.json_values import parsed_object
 from infra.storage import Storage, StorageError
 from pipelines.records import Record, Ref
-from pipelines.workflow import Step
+from pipelines.workflow import Step, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +58,9 @@ class Changes:
 
     def _of_settings(self, step: Step, key: str) -> str:
         try:
-            before = json.loads(self.store.read(_name(step.name, key)))
+            before = parsed_object(self.store.read(_name(step.name, key)))
             return difference(step.name, before, step.facts)
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return UNKNOWN.format(step.name)
 
 
@@ -75,6 +77,39 @@ def difference(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
         if (name in old, old.get(name)) != (name in new, new.get(name))
     ]
     return f"settings of {stage} changed: {', '.join(parts)}" if parts else OF_ACCESS.format(stage)
+
+
+def keys_asked(workflow: Workflow) -> dict[str, str]:
+    """What a run does, by hashes: the keys of its stages, and one of its source and of its training each."""
+    rest = {"source": f"{workflow.source_use} {workflow.source!r}", "train": workflow.train.model_dump_json()}
+    return {
+        **{f"stages.{step.name}": step.key for step in workflow.steps},
+        **{
+            name: hashlib.sha256(text.encode()).hexdigest()
+            for name, text in rest.items() if " at 0x" not in text           # no dataclass: it cannot be told
+        },
+    }  # fmt: skip
+
+
+def differing(store: Storage, workflow: Workflow, keys: Mapping[str, str]) -> list[str]:
+    """The settings in which a workflow differs from what a run was asked for (`keys_asked`)."""
+    found: list[str] = []
+    steps = {f"stages.{step.name}": step for step in workflow.steps}
+    for name, key in keys_asked(workflow).items() if keys else []:
+        if keys.get(name) != key:
+            names = _changed(store, steps[name], keys[name]) if name in steps and name in keys else []
+            found += [f"{name}.{one}" for one in names] or [name]
+    return found + [name for name in keys if name.startswith("stages.") and name not in steps]
+
+
+def _changed(store: Storage, step: Step, key: str) -> list[str]:
+    """Names of the settings that differ from those of another key; none where nobody wrote them down."""
+    try:
+        old = _flat(parsed_object(store.read(_name(step.name, key)))["settings"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
+    new = _flat(step.facts["settings"])
+    return [name for name in {**old, **new} if (name in old, old.get(name)) != (name in new, new.get(name))]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -139,6 +139,7 @@ class Recorder:
             "steps_per_second": rate,
             "eta_s": left,
             "time": time.time(),
+            "dataset": self.job.dataset,
         }
         self.store.write(self.job.progress, json.dumps(state).encode())
 

@@ -57,7 +57,7 @@ def _watch(workflow: Workflow, every_s: float, console: Console) -> None:
 def _shown(console: Console) -> Iterator[Callable[[dict[str, Any], str], None]]:
     if console.is_terminal:
         with Screen(console=console, transient=True, auto_refresh=False) as screen:
-            yield lambda _, text: screen.update(Text(text), refresh=True)
+            yield lambda _, text: screen.update(_fitting(text), refresh=True)
         return
     said: dict[str, int] = {}
 
@@ -70,6 +70,11 @@ def _shown(console: Console) -> Iterator[Callable[[dict[str, Any], str], None]]:
     yield say
 
 
+def _fitting(text: str) -> Text:
+    """A line of the table stays one line, however narrow the terminal."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
 def _plain(answer: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
     """What is going on: name, units done and what to say once they have changed."""
     run, training = answer["run"], answer["training"]
@@ -80,6 +85,7 @@ def _plain(answer: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
             rate = per_second(one["per_s_now"])
             yield name, one["done"], f"{one['done']} done, {one['to_come']} to come, {rate}{left}"
     if phase == "train" and training:
+        training = answer["other_training"] or training      # that told later
         yield phase, training["step"], f"{training['step']} of {training['steps']}"
     elif phase not in ("", "data"):
         yield phase, 0, "under way"

@@ -258,8 +258,79 @@ def test_the_training_is_told_with_its_rate_and_the_time_it_still_takes(tiny):
     answer, text = workflow_status(workflow)
     assert answer["training"] == said
     assert "training: update 200 of 1,000, 30/min, 26 min 40 s left" in text
-    other, _ = workflow_status(tiny.load("train.steps=1000", "train.seed=9"))
-    assert other["training"] == said          # of this one nothing is known, and that one is going on
+    other, text = workflow_status(tiny.load("train.steps=1000", "train.seed=9"))
+    assert (other["training"]["step"], other["other_training"]) == (0, {**said, "dataset": ""})
+    assert "training: update 0 of 1,000; anew when the dataset changes" in text
+    assert "another training, with other settings: update 200 of 1,000, 30/min" in text
+
+
+def test_of_a_new_dataset_the_training_is_told_as_not_begun(tiny):
+    from pipelines.after_data import training_of
+
+    workflow = tiny.load("train.steps=24")
+    tiny.store.write("dataset/latest.json", b'{"version": "abc"}')
+    said = {"step": 24, "steps": 24, "steps_per_second": 0.5, "eta_s": 0.0, "time": 9.0, "dataset": "abc"}
+    tiny.store.write(f"{training_of(workflow, tiny.store)}/progress.json", json.dumps(said).encode())
+    prepare(workflow, in_process=True)
+    assert "training: update 24 of 24\n" in workflow_status(workflow)[1] + "\n"
+    assert "training: update 24 of 48" in workflow_status(tiny.load("train.steps=48"))[1]
+    tiny.store.write("dataset/latest.json", b'{"version": "def"}')
+    answer, text = workflow_status(workflow)
+    plan, _ = describe_plan(workflow, "train")
+    assert (answer["training"]["step"], plan["after"]["train"]["done"]) == (0, 0)
+    assert "training: update 0 of 24\nanother training, of dataset abc: update 24 of 24" in text
+
+
+def going(tiny, told, *changes):
+    """The status while a run elsewhere tells this."""
+    owner = {"what": "pv3d run", "host": "elsewhere", "pid": 7, "place": "another", "expires_s": 45.0}
+    tiny.store.write("lease/00000009.json", json.dumps(owner).encode())
+    said = {"schema": 1, "phase": "data", "listing": True, **told}
+    tiny.store.write(live.key_of(9), json.dumps(said).encode())
+    return workflow_status(tiny.load(*changes))
+
+
+def test_at_its_start_the_time_left_rests_on_the_records_of_before(tiny):
+    prepare(tiny.load("stages.Mark.seconds=0.2", "stages.Keep.most=2"), in_process=True)
+    changes = ("stages.Mark.seconds=0.2", "stages.Keep.most=2", "stages.Cut.short=true")
+    plan, _ = describe_plan(tiny.load(*changes), "Write")
+    answer, text = going(tiny, {}, *changes)
+    come = {name: row["units_to_come"] for name, row in plan["estimate"].items()}
+    assert {name: row["to_come"] for name, row in answer["run"]["stages"].items()} == come
+    assert come["Write"] == 2
+    assert answer["run"]["eta_s"] >= 0.9 * plan["total"]["seconds"] >= 0.5
+    assert "at least" not in text
+
+
+def test_a_run_with_other_settings_than_asked_is_told_with_their_names(tiny):
+    from pipelines.stage_keys import keys_asked
+
+    theirs = tiny.load("stages.Mark.value=2", "source.count=3")
+    prepare(theirs, in_process=True)
+    told = {"keys": keys_asked(theirs)}
+    answer, text = going(tiny, told)
+    assert answer["run"]["other_settings"] == ["stages.Mark.value", "source"]
+    assert "the run has other settings than asked: stages.Mark.value, source\n" in text
+    assert "other settings" not in going(tiny, told, "stages.Mark.value=2", "source.count=3")[1]
+    assert live.read(tiny.store, 9)["keys"] == told["keys"]
+    assert going(tiny, {"keys": {"stages.Mark": "../../secret"}})[0]["run"]["phase"] == ""
+
+
+def test_lines_of_a_run_fit_80_columns_and_leave_out_pools_with_nothing_to_do(tiny):
+    pools = {f"Stage{number}": {"workers": 2, "busy": 1, "queued": 40} for number in range(5)}
+    idle = {"Idle": {"workers": 0, "busy": 0, "queued": 0}}
+    rates = {"known": 2_000_000, "done": 1_234_567, "per_s_now": 1234.5, "per_s": 1.0}
+    _, text = going(tiny, {"workers": {**idle, **pools}, "stages": {"Mark": rates}})
+    assert max(map(len, text.splitlines())) == 80
+    assert all(text.count(f" {name} 2 (1 busy, 40 waiting)") == 1 for name in pools)
+    assert "Idle" not in text
+    assert " 1234/s" in text
+
+
+def test_of_an_empty_store_one_line_says_so(tiny):
+    for text in (workflow_status(tiny.load())[1], gc.gc(tiny.load(), dry_run=True)[1]):
+        assert text == f"nothing below {tiny.root} yet"
+    assert not tiny.root.exists()
 
 
 def test_on_s3_too_a_run_tells_how_far_it_is_and_a_dry_run_what_is_stale(s3, tiny, tmp_path, monkeypatch):
