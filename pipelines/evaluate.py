@@ -161,13 +161,30 @@ def measure(
         )
         for path, compute in computes.items():
             found = compute(evaluation)
-            log.info("%s: %s", path, ", ".join(f"{key} {_text(value)}" for key, value in found.items()))
+            doubt = doubts({key: value.to_json() for key, value in found.items()})
+            texts = (f"{key} {_text(value, doubt.get(key, ''))}" for key, value in found.items())
+            log.info("%s: %s", path, ", ".join(texts))
             values.update(found)
     return values
 
 
-def _text(value: Value) -> str:
-    return f"not computed ({value.reason})" if value.value is None else f"{value.value:.4g} {value.unit}"
+def _text(value: Value, doubt: str) -> str:
+    if value.value is None:
+        return f"not computed ({value.reason})"
+    return f"{value.value:.4g} {value.unit}" + (f" ({doubt})" if doubt else "")
+
+
+def doubts(values: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Of figures as their `to_json`: the identities (id/...) of videos in which hardly a face was found, each
+    with how much it says. A video has four frames."""
+    found = [value for name, value in values.items() if name.startswith("faces_found/")]
+    if not found or found[0]["value"] is None or found[0]["value"] >= 0.5:
+        return {}
+    share, frames = found[0]["value"], 4 * found[0]["samples"]
+    says = "little" if share else "nothing"
+    text = f"faces found in {round(share * frames)} of {frames} frames: says {says}"
+    given = (name for name, value in values.items() if value["value"] is not None)
+    return {name: text for name in given if name.startswith("id/")}
 
 
 @dataclass(frozen=True)

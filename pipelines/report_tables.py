@@ -71,25 +71,36 @@ def dataset(store: Storage) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def dataset_of(found: Walk, made: dict[str, Any] | None) -> str:
+    """What the latest dataset is where it is not that of the clips which are kept now; else empty."""
+    if made is None:
+        return ""
+    if any(tally.counts.stale for tally in found.tallies):
+        return "latest dataset (of earlier settings or videos)"
+    waits = any(tally.counts.todo for tally in found.tallies) or made["clips"] != found.clips
+    return "latest dataset (without what waits)" if waits else ""
+
+
 def tiles(found: Walk, seen: Seen, made: dict[str, Any] | None) -> list[dict[str, str]]:
     """The run in figures. Hours are those of the dataset; before there is one, a guess from the sample."""
 
     def tile(label: str, value: str, note: str = "") -> dict[str, str]:
         return {"label": label, "value": value, "note": note}
 
+    other = dataset_of(found, made)
     answer = [tile("videos listed", f"{found.listed:,}"), tile("clips kept", f"{found.clips:,}")]
     if made and made["fps"]:
         seconds = made["frames"] / made["fps"]
-        answer.append(tile(*duration(seconds), f"{made['frames']:,} frames in the dataset"))
+        frames = f"{made['frames']:,} frames"
+        answer.append(tile(*duration(seconds), f"{frames}; {other}" if other else f"{frames} in the dataset"))
     elif seen.lengths_s:
         value, label = duration(float(np.mean(seen.lengths_s)) * found.clips)[::-1]
         answer.append(tile(label, f"≈ {value}", "from a sample; no dataset yet"))
     if found.people:
         answer.append(tile("people", f"{len(found.people):,}"))
     if made:
-        answer.append(
-            tile("in shards", _bytes(made["bytes"]), f"{made['shards']:,} shards of {made['size']} px")
-        )
+        shards = f"{made['shards']:,} shards of {made['size']} px"
+        answer.append(tile("in shards", _bytes(made["bytes"]), f"{shards}; {other}" if other else shards))
     work = sum(sum(t.seconds) * t.step.resources.cpus for t in found.tallies)
     answer.append(tile("core time", _spent(work), "of the units that hold now"))
     return answer

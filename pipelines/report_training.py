@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from infra.storage import Storage
@@ -31,7 +32,7 @@ def training_section(workflow: Workflow, store: Storage) -> dict[str, Any] | Non
     run = run_id(workflow)
     if found is None:
         return None
-    curves = _curves(workflow.storage.tracking, run) if run else []
+    curves = _curves(workflow.storage.tracking, run) if run and _answers(workflow.storage.tracking) else []
     losses = [curve for curve in curves if not any(part in curve["title"] for part in NOT_LOSSES)]
     first = (losses or curves)[:CURVES_SHOWN]
     return {
@@ -81,7 +82,7 @@ def _curves(tracking: str, run: str) -> list[dict[str, Any]]:
 def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
     """The result of the newest checkpoint under the settings of now, else the newest of any."""
     from infra.checkpoints import checkpoints
-    from pipelines.evaluate import PREFIX, read_result, result_name, training
+    from pipelines.evaluate import PREFIX, doubts, read_result, result_name, training
 
     keys = [key for key in store.list(PREFIX) if key.endswith(".json")]
     if not keys:
@@ -92,7 +93,7 @@ def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | N
         wanted = result_name(newest, workflow.evaluate) if newest else ""
         key = wanted if wanted in keys else key
     result = read_result(store, key)
-    rows = []
+    rows, doubt = [], doubts(result["metrics"])
     for name, value in result["metrics"].items():
         interval = value["interval"]
         rows.append(
@@ -103,6 +104,7 @@ def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | N
                 "direction": value["direction"],
                 "samples": value["samples"],
                 "note": value["note"],
+                "doubt": doubt.get(name, ""),
                 "value": "" if value["value"] is None else f"{value['value']:.4g}",
                 "interval": f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else "",
             }
@@ -110,13 +112,42 @@ def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | N
     settings = result["settings"]
     videos = f"{settings['clips']} generated videos of update {result['step']:,}"
     text = f"{videos}, mode {settings['mode']}, seed {settings['seed']}"
-    return {"metrics": rows, "text": text}
+    checkpoint = str(result["checkpoint"])
+    of = _other(workflow, store, checkpoint, _dataset_of(store, checkpoint))
+    return {"metrics": rows, "text": text, "of": of}
 
 
-def model_section(workflow: Workflow) -> dict[str, Any] | None:
+def _dataset_of(store: Storage, checkpoint: str) -> str:
+    """The version that the training of a checkpoint read, by its card, or those that are left beside it."""
+    from infra.checkpoints import checkpoints
+
+    folder = checkpoint.rpartition("/")[0]
+    found = list(checkpoints(store, folder)) if folder else []
+    found.sort(key=lambda one: one.key != checkpoint)
+    return str(found[0].card.get("dataset", "")) if found else ""
+
+
+def _other(workflow: Workflow, store: Storage, checkpoint: str, dataset: str) -> str:
+    """Which training a checkpoint is of, where it is not the one of these settings and the latest dataset."""
+    from pipelines.after_data import training_of
+    from pipelines.report_tables import dataset as latest
+
+    made, run = latest(store), training_of(workflow, store)
+    if made is None or run is None:
+        return ""
+    if dataset and dataset != made["version"]:
+        return f"of dataset {dataset}, not the one above"
+    if checkpoint and not checkpoint.startswith(f"{run}/"):
+        return f"of {checkpoint.partition('/checkpoints')[0]}, another training than the one above"
+    return ""
+
+
+def model_section(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
     """The version that the alias points to; None when there is none."""
     from pipelines.register import find_version
 
+    if not _answers(workflow.storage.tracking):
+        return None
     version = find_version(workflow.storage.tracking, workflow.register.name, workflow.register.alias)
     if version is None:
         return None
@@ -126,4 +157,31 @@ def model_section(workflow: Workflow) -> dict[str, Any] | None:
         "alias": workflow.register.alias,
         "version": int(version.version),
         "tags": tags,
+        "of": _other(workflow, store, version.tags.get("checkpoint", ""), version.tags.get("data", "")),
+        "command": shlex.join(_command(workflow)),
     }
+
+
+def _answers(tracking: str) -> bool:
+    """Whether MLflow can be asked; it would itself try for minutes."""
+    from infra.tracking import check_tracking
+
+    try:
+        check_tracking(tracking)
+    except ValueError as error:
+        log.warning("the report shows nothing of MLflow: %s", error)
+        return False
+    return True
+
+
+def _command(workflow: Workflow) -> list[str]:
+    """How to make videos with it, from this folder."""
+    from pipelines.report_tables import public
+    from pipelines.settings import StorageSettings
+    from pipelines.workflow import absolute_uri
+
+    name, alias = workflow.register.name, workflow.register.alias
+    words = ["pv3d", "generate", f"models:/{name}@{alias}", "--seeds", "0-3", "--out", "samples"]
+    tracking = workflow.storage.tracking
+    plain = absolute_uri(StorageSettings.model_fields["tracking"].default)
+    return words if tracking == plain else [*words, "--tracking", public(tracking)]

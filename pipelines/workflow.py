@@ -170,7 +170,7 @@ class _Builder:
             profile=profile,
             overrides=overrides,
             storage=storage.model_copy(
-                update={"root": _absolute(storage.root), "tracking": _absolute_uri(storage.tracking)}
+                update={"root": _absolute(storage.root), "tracking": absolute_uri(storage.tracking)}
             ),
             source=source,
             source_use=source_use,
@@ -340,7 +340,7 @@ def _absolute(root: str) -> str:
     return root if "://" in root else str(expanded(root).absolute())
 
 
-def _absolute_uri(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """Workers run in other folders, so a relative SQLite file is made absolute."""
     scheme, slashes, path = uri.partition(":///")
     if scheme == "sqlite" and slashes and not path.startswith("/") and path:

@@ -51,6 +51,40 @@ def test_metrics_are_listed_with_their_value_or_the_reason(workflow: Workflow) -
     assert "not computed: weights file x.pt missing" in text
 
 
+def test_an_identity_without_faces_is_marked_in_its_row(workflow: Workflow) -> None:
+    value = {"unit": "", "direction": "higher", "samples": 8, "interval": None, "reason": "", "note": ""}
+    metrics = {"id/dlib": value | {"value": 0.9867}, "faces_found/dlib": value | {"value": 0.0}}
+    result = {"schema": 1, "checkpoint": "c", "step": 24, "metrics": metrics,
+              "settings": {"clips": 8, "mode": "paper", "seed": 0}}  # fmt: skip
+    store = workflow.store()
+    store.write("evaluate/00000024-abc.json", json.dumps(result).encode())
+    assert "id/dlib 0.9867 higher 8 faces found in 0 of 32 frames: says nothing" in page(workflow).text
+    metrics["faces_found/dlib"]["value"] = 0.75
+    store.write("evaluate/00000024-abc.json", json.dumps(result).encode())
+    assert "says nothing" not in page(workflow).text
+
+
+def test_figures_of_an_older_dataset_say_so(workflow: Workflow) -> None:
+    from collections import Counter
+
+    from pipelines.report_figures import Seen
+    from pipelines.report_tables import dataset_of, tiles
+    from pipelines.report_walk import Walk
+    from pipelines.survey import Counts
+
+    step = workflow.steps[0]
+    made: dict[str, Any] = {"clips": 3, "frames": 75, "fps": 25.0, "bytes": 10**6, "shards": 2, "size": 64}
+    for counts, clips, said in (
+        (Counts(todo=3, stale=3), 0, "latest dataset (of earlier settings or videos)"),
+        (Counts(todo=1, ok=3), 3, "latest dataset (without what waits)"),
+        (Counts(ok=3), 3, ""),
+    ):
+        found = Walk(steps=(step,), stages={step.name: counts}, clips=clips, people=Counter())
+        assert dataset_of(found, made) == said
+        notes = [tile["note"] for tile in tiles(found, Seen(), made)]
+        assert sum(note.endswith(said) and "latest" in note for note in notes) == (2 if said else 0)
+
+
 def test_true_cameras_of_the_demo_give_an_error_table(workflow: Workflow) -> None:
     from stages.sources import portraits
 
@@ -123,7 +157,22 @@ def test_training_curves_the_last_sample_and_the_registered_version_are_shown(wo
     assert "1 more curve" in shown.text  # time/data_wait; figures of the evaluation are no curves
     assert sum(link.startswith("data:video/mp4;base64,") for link in shown.links) == 1
     assert "pv3d version 1" in shown.text
-    assert "pv3d generate models:/pv3d@candidate" in shown.text
+    uri = workflow.storage.tracking
+    assert f"pv3d generate models:/pv3d@candidate --seeds 0-3 --out samples --tracking {uri}" in shown.text
+    assert "not the one above" not in shown.text
+
+    # Another dataset: what is there is of the one before.
+    result = {"schema": 1, "checkpoint": f"{job.checkpoints}/00000024-x", "step": 24, "metrics": {},
+              "settings": {"clips": 7, "mode": "paper", "seed": 0}}  # fmt: skip
+    store.write("evaluate/00000024-abc.json", json.dumps(result).encode())
+    before = json.loads(store.read("dataset/latest.json"))["version"]
+    other = json.loads(store.read(f"dataset/{before}.json")) | {"key": "another"}
+    store.write("dataset/00000000000000ff.json", json.dumps(other).encode())
+    store.write("dataset/latest.json", json.dumps({"version": "00000000000000ff"}).encode())
+    shown = page(workflow)
+    assert "Not trained on dataset 00000000000000ff with these settings yet" in shown.text
+    assert shown.text.count(f"This is of dataset {before}, not the one above") == 1  # the model, by its tag
+    assert f"This is of {job.run}, another training than the one above" in shown.text  # its card tells none
 
 
 @pytest.mark.s3
