@@ -154,6 +154,8 @@ def _after_data(
 def _why_not(workflow: Workflow) -> str:
     """"no face (3), truncated (1)": the reasons of what was rejected or failed, most frequent first."""
     answer, _ = workflow_status(workflow, units="0")
+    if not answer["units_total"]:
+        return "nothing was listed"
     reasons: Counter[str] = Counter()
     for one in answer["reasons"]:
         reasons[one["reason"]] += one["count"]

@@ -127,13 +127,17 @@ class WriteShards(GroupStage):
         members["json"] = _json({**provenance(clip.copy(extra=extra), self._history), **summary})
         return members
 
-    def finish(self, store: Storage, clips: Iterator[Clip]) -> str:
-        """Commit the dataset that the shards of `clips`, all that were kept, make."""
+    def finish(self, store: Storage, clips: Iterator[Clip]) -> str | None:
+        """Commit the dataset that the shards of `clips`, all that were kept, make. Without a clip the dataset
+        stays as it is: only a takedown empties it."""
         kinds: set[tuple[int, float]] = set()
         shards: Counter[str] = Counter()
         for clip in clips:
             kinds.add((clip.crop_size, clip.fps))
             shards[clip.shard] += 1
+        if not shards:
+            log.warning("no clip was kept: %s", "the dataset stays" if store.exists(LATEST) else "no dataset")
+            return standing(store)
         sizes = sorted(kinds)
         if len(sizes) > 1:
             raise ValueError(f"shards: clips of different size and rate {sizes}; use one storage.root each")

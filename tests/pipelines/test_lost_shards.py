@@ -103,3 +103,19 @@ def test_a_tombstone_is_not_taken_for_damage_even_cut(tmp_path: Path, made: Path
         with pytest.raises(StorageError, match=f"{key} in .* was taken down"):
             prepare(people.load(), in_process=True)
         assert people.store.read(key) == tombstone
+
+
+def test_a_run_that_keeps_no_clip_leaves_the_dataset_as_it_is(tmp_path: Path) -> None:
+    people = PeopleStore(tmp_path / "people")
+    prepare(people.load(), in_process=True)
+    before = contents(people.store, *MADE)
+    for _ in range(2):
+        assert prepare(people.load("policy.licences_allowed=[none]"), in_process=True).kept == 0
+        assert contents(people.store, *MADE) == before
+    assert sum(prepare(people.load(), in_process=True).redone.values()) == 0
+
+
+def test_without_a_clip_there_is_no_dataset(tmp_path: Path) -> None:
+    people = PeopleStore(tmp_path / "people")
+    prepare(people.load("policy.licences_allowed=[none]"), in_process=True)
+    assert contents(people.store, *MADE) == {}

@@ -58,3 +58,8 @@ def test_waiting_for_the_store_is_told_apart_from_the_run(tiny):
 def test_an_unknown_stage_is_told_the_known_ones_in_the_order_of_the_run(tiny):
     with pytest.raises(ValueError, match=r"known: Cut, .*Keep, Write, train, evaluate, register$"):
         run_workflow(tiny.load(), until="Foo")
+
+
+def test_a_source_that_lists_nothing_is_told_so(tiny):
+    answer, _ = run_workflow(tiny.load("source.count=0"), until="Write", in_process=True)
+    assert answer["fault"].startswith("no clip came out of Write: nothing was listed; the report")
