@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
-from pipelines.rates import Ahead, Rate, duration, per_second, times_left, units_ahead
+from pipelines.rates import Ahead, Rate, how_far, times_left, units_ahead
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
             self._bars = Bars(
-                TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.fields[text]}"),
-                console=self.console,
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)), BarColumn(bar_width=12),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)), console=self.console,
             )  # fmt: skip
             self._bars.start()
         return self
@@ -147,7 +148,9 @@ class Progress:
             now_s = time.monotonic()
             seen = {name: (count, count.rate) for name, count in self.counts.items() if count.rate}
             ahead = [
-                Ahead(count.known - count.done, count.sent / max(count.done, 1), rate.now(now_s))
+                Ahead(
+                    count.known - count.done, count.sent / count.done if count.done else 1.0, rate.now(now_s)
+                )
                 for count, rate in seen.values() if rate
             ]  # fmt: skip
             left = times_left(ahead)[0]
@@ -179,9 +182,7 @@ class Progress:
                 log.info("%s: %s", stage, self._text(found))
 
     def _text(self, found: Figures) -> str:
-        """"12 of 40, 1.2/s, 23 s left"; "of 40 so far" while units are still being found."""
-        more = " so far" if self.listing else ""
-        over = found.done >= found.known and not self.listing
-        eta = f", {duration(found.eta_s)} left" if found.eta_s and not over else ""
-        rate = per_second(found.per_s if over else found.per_s_now)
-        return f"{found.done} of {found.known}{more}, {rate}{eta}"
+        """As `how_far`; "28 to come so far" while units are still being found."""
+        over = not round(found.to_come) and not self.listing
+        rate, more = found.per_s if over else found.per_s_now, " so far" if self.listing else ""
+        return how_far(found.done, found.to_come, rate, found.eta_s, more)

@@ -96,3 +96,11 @@ def per_second(rate: float) -> str:
     if rate >= 1 or not rate:
         return f"{rate:.3g}/s"
     return f"{rate * 60:.2g}/min" if rate >= 1 / 60 else f"{rate * 3600:.2g}/h"
+
+
+def how_far(done: int, to_come: float, per_s: float, left_s: float | None, more: str = "") -> str:
+    """"12 done, 28 to come, 1.2/s, 23 s left". `more`: after what is to come, as long as that is not all."""
+    units = round(to_come)
+    come = f", {units} to come{more}" if units or more else ""
+    left = f", {duration(left_s)} left" if left_s and units else ""
+    return f"{done} done{come}, {per_second(per_s)}{left}"

@@ -14,7 +14,7 @@ from rich.live import Live as Screen
 from rich.text import Text
 
 from infra import interrupts
-from pipelines.rates import duration, per_second
+from pipelines.rates import how_far
 from pipelines.status import Answer, check_units, look, told_of, workflow_status
 from pipelines.workflow import Workflow
 
@@ -81,9 +81,7 @@ def _plain(answer: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
     phase = run["phase"]
     for name, one in run["stages"].items():
         if one["done"] and phase == "data":
-            left = f", {duration(one['eta_s'])} left" if one["eta_s"] else ""
-            rate = per_second(one["per_s_now"])
-            yield name, one["done"], f"{one['done']} done, {one['to_come']} to come, {rate}{left}"
+            yield name, one["done"], how_far(one["done"], one["to_come"], one["per_s_now"], one["eta_s"])
     if phase == "train" and training:
         training = answer["other_training"] or training      # that told later
         yield phase, training["step"], f"{training['step']} of {training['steps']}"

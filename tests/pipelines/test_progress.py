@@ -49,12 +49,12 @@ def test_while_videos_are_still_being_listed_no_time_is_told(clock, caplog):
     progress.expect("Cut", 100)
     worked(progress, clock, 11)
     assert [record.message for record in caplog.records] == [
-        "Cut: 20 of 100 so far, 2/s", "Mark: 30 of 60 so far, 3.33/s",
+        "Cut: 20 done, 80 to come so far, 2/s", "Mark: 30 done, 270 to come so far, 3.33/s",
     ]  # fmt: skip
     caplog.clear()
     progress.all_listed()
     worked(progress, clock, 10)
-    assert re.fullmatch(r"Cut: 40 of 100, 2/s, 30 s left", caplog.records[0].message)
+    assert re.fullmatch(r"Cut: 40 done, 60 to come, 2/s, 30 s left", caplog.records[0].message)
 
 
 def test_a_plan_that_begins_anew_expects_no_unit_twice(clock):
@@ -69,12 +69,39 @@ def test_a_plan_that_begins_anew_expects_no_unit_twice(clock):
 
 def test_on_a_terminal_there_are_bars_with_rate_and_time_left(clock):
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
+    console = Console(file=screen, force_terminal=True, width=80)
     with Progress(["Cut", "Mark"], console) as progress:
         progress.expect("Cut", 100)
         worked(progress, clock, 20)
     text = screen.getvalue()
-    assert "40 of 100, 2/s, 30 s left" in text
+    assert "40 done, 60 to come, 2/s, 30 s left" in text
+    assert "60 done, 240 to come, 3.16/s, 1 min 16 s left" in text
+
+
+def test_where_the_terminal_is_narrow_a_stage_still_is_one_line(clock):
+    screen = io.StringIO()
+    with Progress(["BalanceIdentities"], Console(file=screen, force_terminal=True, width=50)) as progress:
+        progress.expect("BalanceIdentities", 100_000)
+        for _ in range(20):
+            clock[0] += 1
+            progress.done("BalanceIdentities", 1)
+            progress.tick()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split("[\r\n]", screen.getvalue())]
+    assert all(line.startswith("BalanceIden") for line in lines if line.strip())
+
+
+def test_units_under_way_in_the_stages_before_are_to_come(clock, caplog):
+    caplog.set_level(logging.INFO)
+    progress = Progress(["Cut", "Mark"], Console(file=io.StringIO()))
+    progress.expect("Cut", 6)
+    clock[0] += 11
+    progress.done("Cut")
+    progress.sends("Cut", 1)
+    progress.expect("Mark")
+    progress.done("Mark", 1, "ok")
+    progress.tick()
+    said = [record.message.rsplit(", ", 2)[0] for record in caplog.records]
+    assert said == ["Cut: 1 done, 5 to come", "Mark: 1 done, 5 to come"]
 
 
 def test_only_the_last_failures_are_kept():
