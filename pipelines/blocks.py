@@ -27,7 +27,9 @@ class Blocks:
         self._blocks: OrderedDict[Place, bytes] = OrderedDict()
 
     def read(self, key: str, start: int, length: int) -> bytes:
-        """A range; shorter where the object ends."""
+        """A range. Raises EOFError where the object does not have it, before anything is read."""
+        if start < 0 or length < 0 or start + length > self._size_of(key):
+            raise EOFError(f"{key}: {length} bytes wanted at {start}, the object has {self._size_of(key)}")
         first, last = start // BLOCK_BYTES, max(start, start + length - 1) // BLOCK_BYTES
         if last - first > BLOCKS // 4:
             return self._store.read_range(key, start, length)

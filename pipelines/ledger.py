@@ -137,7 +137,10 @@ class Ledger:
         try:
             line = self._line(ref)
             start = ref.at[3] if ref.at else 0
-            return unpack(line, lambda at, n: self._read(ref.segment, start + at, n), arrays)
+            clip = unpack(line, lambda at, n: self._read(ref.segment, start + at, n), arrays)
+            if clip.id != ref.id:
+                raise ValueError(f"it holds {clip.id[:100]!r} in the place of {ref.id}")
+            return clip
         except (FileNotFoundError, *DAMAGED) as error:
             raise self._is_lost(ref.segment, error) from error
 

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SCHEMA = 2
 _encode = encoder(compact=True)
 _ALIGNED = 16                                # bytes: arrays begin at multiples
+_LONGEST_DTYPE = 16                          # characters of what an array is made of, such as <f4
+_MOST_ROWS = 1 << 40                         # of an array, in each direction
 
 # What reading a segment raises that is not as it was written.
 DAMAGED = (
@@ -102,11 +104,16 @@ def unpack(line: bytes, arrays_of: Bytes, wanted: Collection[str] | None = None)
 
 
 def _array(place: Sequence[Any], arrays_of: Bytes) -> Array:
-    dtype, shape, start, crc = np.dtype(place[0]), tuple(place[1]), place[2], place[3]
+    name, shape, start, crc = place
+    if type(name) is not str or len(name) > _LONGEST_DTYPE:
+        raise ValueError("an array of no type")
+    if type(start) is not int or start < 0 or not all(type(n) is int and 0 <= n < _MOST_ROWS for n in shape):
+        raise ValueError("an array in a place or of a shape that is none")
+    dtype = np.dtype(name)
     if dtype.hasobject:
         raise ValueError("an array of objects")
-    data = arrays_of(start, dtype.itemsize * math.prod(shape))
-    if zlib.crc32(data) != crc:
+    data = arrays_of(start, size := dtype.itemsize * math.prod(shape))
+    if len(data) != size or zlib.crc32(data) != crc:
         raise ValueError("checksum of an array")
     return np.ndarray(shape, dtype, data)
 

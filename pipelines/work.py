@@ -21,8 +21,8 @@ from infra.storage import Storage, StorageError, fault_of_place, open_storage
 from pipelines.construct import construct, import_path
 from pipelines.document import Value
 from pipelines.ledger import Output
-from stages.base import Barred, Drop, GroupStage, Rejected, Stage, TryLater
-from stages.clip import Clip
+from stages.base import Barred, Drop, GroupStage, LostInputError, Rejected, Stage, TryLater
+from stages.clip import Clip, check_fields
 
 MOST_OUTPUTS = 100_000                       # of one unit
 _ID = re.compile(r"[A-Za-z0-9_-]+")
@@ -206,7 +206,7 @@ class Chain:
             try:
                 outputs = iter(work()) if outputs is None else outputs
                 out: Any = next(outputs, _END)
-            except (Drop, StorageError):
+            except (Drop, StorageError, LostInputError):
                 raise
             except (Exception, GeneratorExit, SystemExit) as error:
                 if self.exits and isinstance(error, SystemExit):
@@ -248,6 +248,7 @@ def _check(clip: Clip) -> None:
         raise ValueError("an id is of letters, digits, _ and -")
     if not isinstance(clip.identity, str):
         raise TypeError(f"identity is {clip.identity!r:.100}, not a text")
+    check_fields(vars(clip))
     for name, value in vars(clip).items():
         if isinstance(value, dict) and value:
             try:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -120,10 +122,13 @@ class Clip:
 
     @classmethod
     def from_record(cls, values: dict[str, Any], arrays: dict[str, Array]) -> Clip:
-        """Reverse of `to_record`. Raises ValueError for a field that does not exist."""
+        """Reverse of `to_record`. Raises ValueError for a field that there is not, or of another type."""
         unknown = sorted((values.keys() | arrays.keys()) - _FIELDS)
         if unknown:
             raise ValueError(f"a clip has no field {unknown[0]!r}; the record is of another version")
+        check_fields(values)
+        if wrong := sorted(arrays.keys() - _ARRAYS):
+            raise ValueError(f"field {wrong[0]!r} of a clip is an array")
         return cls(**{**values, **arrays})
 
     def digest(self) -> str:
@@ -148,12 +153,29 @@ class Clip:
         return sha.hexdigest()
 
 
+def check_fields(given: Mapping[str, Any]) -> None:
+    """Raises ValueError unless these fields, of those that a clip has, are of their types, and finite."""
+    for name, value in given.items():
+        if not isinstance(value, _TYPES[name]):
+            raise ValueError(f"field {name!r} of a clip is a {type(value).__name__}")
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"field {name!r} of a clip is {value}")
+    if missing := sorted(_NEEDED - given.keys()):
+        raise ValueError(f"a clip without {missing[0]}")
+
+
 _encode = encoder(sort_keys=True, compact=True)
 _encode_text = json.encoder.encode_basestring_ascii
 
 _ORDER = tuple(f.name for f in fields(Clip))
 _FIELDS = frozenset(_ORDER)
 _DICTIONARIES = tuple(f.name for f in fields(Clip) if f.default_factory is dict)
+_NEEDED = frozenset(f.name for f in fields(Clip) if f.default is MISSING and f.default_factory is MISSING)
+_TYPES: dict[str, tuple[type, ...]] = {      # what a field may be, by its annotation
+    f.name: {"str": (str,), "float": (int, float), "int": (int, float)}.get(str(f.type))
+    or ((dict,) if f.default_factory is dict else (np.ndarray, type(None))) for f in fields(Clip)
+}  # fmt: skip
+_ARRAYS = frozenset(name for name, types in _TYPES.items() if np.ndarray in types)
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Clip)}
 # Of every field, in the order of their names: the JSON of its default, made once; "" for none.
 _TEXTS = {

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import tracemalloc
 from datetime import UTC, datetime
 from hashlib import sha256
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from pipelines.ledger import (
     encode_clips,
     members_digest,
 )
+from pipelines.segments import write_packed
 from stages import Clip
 
 
@@ -153,6 +155,55 @@ def test_a_damaged_or_older_segment_is_passed_over_with_a_warning(store, caplog,
         store.write(lines, changes[damage])
     assert list(Ledger(store).records("S")) == []
     assert lines in caplog.text
+
+
+def with_line(store, change):
+    """The one clip of a ledger with another line in the .npz, and checksums that fit it."""
+    ledger = Ledger(store)
+    ledger.add("S", record("u", clip()), [clip()])
+    ledger.flush()
+    key = next(key for key in store.list("ledger") if key.endswith(".jsonl"))
+    line, arrays = ClipFile(store.read(key.removesuffix("jsonl") + "npz")).raw(0)
+    told = json.loads(line)
+    change(told["values"], told["arrays"]["landmarks"])
+    found = ledger.record("S", "u")
+    write_packed(store, key, [found], [(json.dumps(told).encode(), arrays)])
+
+
+@pytest.mark.parametrize("change", [
+    lambda values, place: place.__setitem__(1, [10**12]), lambda values, place: place.__setitem__(1, [-3, 4]),
+    lambda values, place: place.__setitem__(2, -(10**6)), lambda values, place: place.__setitem__(2, 2**62),
+    lambda values, place: place.__setitem__(2, ""), lambda values, place: place.__setitem__(0, "V2000000"),
+    lambda values, place: place.__setitem__(0, None), lambda values, place: place.__setitem__(0, "i4," * 999),
+    lambda values, place: values.update(fps="x"), lambda values, place: values.update(fps=float("nan")),
+    lambda values, place: values.update(id="../../x"), lambda values, place: values.update(id=5),
+    lambda values, place: values.update(extra="abc"), lambda values, place: values.update(identity=[1]),
+    lambda values, place: values.update(frame_times_s="abc"), lambda values, place: values.clear(),
+])  # fmt: skip
+def test_a_clip_that_somebody_forged_is_lost_and_asks_for_no_memory(store, change):
+    with_line(store, change)
+    ledger = Ledger(store)
+    (ref,) = ledger.outputs(ledger.record("S", "u"))
+    tracemalloc.start()
+    with pytest.raises(LostSegmentError):
+        ledger.load(ref)
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
+    assert Ledger(store).record("S", "u") is None
+
+
+@pytest.mark.parametrize("at", [(0, 2**40, 0, 0), (2**62, 2**40, 0, 0), (0, 2**63 - 1, 0, 0)])
+def test_a_clip_that_claims_to_be_elsewhere_is_lost(store, at):
+    def moved(body, data):
+        told = json.loads(body)
+        told["outputs"][0]["at"] = at
+        return json.dumps(told, separators=(",", ":")).encode() + b"\n", data
+
+    resealed(store, moved)
+    ledger = Ledger(store)
+    (ref,) = ledger.outputs(ledger.record("S", "u"))
+    with pytest.raises(LostSegmentError):
+        ledger.load(ref)
 
 
 @pytest.mark.parametrize("change", [b'"fps"', np.full(3, 1.0, np.float32).tobytes()])
