@@ -28,6 +28,7 @@ from typing import Any
 from infra.storage import StorageError, fault_of_place
 from pipelines.ledger import ClipFile, Output, encode_clips
 from pipelines.work import ChainSpec, OutOfMemoryError, Piece, SetupError, StageBugError
+from stages.base import LostInputError
 from stages.clip import Clip
 
 NO_DISK = os.EX_IOERR            # how the child ends that cannot write its answer
@@ -146,6 +147,8 @@ def _read(answer: Path, clips: Path) -> list[Piece] | Death:
         raise StageBugError(*values["bug"])
     if "setup" in values:
         raise SetupError(values["setup"])
+    if "lost" in values:
+        raise LostInputError(*values["lost"])
     if "storage" in values:
         raise StorageError(values["storage"])
     held = ClipFile(clips.read_bytes())
@@ -207,6 +210,8 @@ def _answer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {"bug": list(error.args)}
     except SetupError as error:
         return {"setup": str(error)}
+    except LostInputError as error:
+        return {"lost": list(error.args)}
     except StorageError as error:
         return {"storage": str(error)}
     (folder / "out.npz").write_bytes(encode_clips([clip for piece in pieces for clip in piece.clips]))

@@ -25,6 +25,7 @@ from pipelines.pools import Crew, Outcome, Pool, Work
 from pipelines.ray_losses import CRASHED, LOST, NO_MEMORY, NODE_LOST, why
 from pipelines.work import ChainSpec, OutOfMemoryError, SetupError, StageBugError
 from pipelines.workflow import Workflow
+from stages.base import LostInputError
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ class OnRay:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, OutOfMemoryError):
                 return self._lost(worker, NO_MEMORY, str(error.cause))
-            if isinstance(error.cause, (StageBugError, SetupError, StorageError)):
+            if isinstance(error.cause, (StageBugError, SetupError, StorageError, LostInputError)):
                 raise error.cause from None
             raise
         if ref is worker.where:

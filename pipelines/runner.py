@@ -22,6 +22,7 @@ from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_dige
 from pipelines.limits import Limits
 from pipelines.listing import listed
 from pipelines.live import Live
+from pipelines.lost import Lost
 from pipelines.policy import Policy
 from pipelines.pools import Executor, Outcome, Pool, Work, make_pools
 from pipelines.progress import Progress
@@ -30,7 +31,7 @@ from pipelines.stage_keys import remember
 from pipelines.videos import Videos
 from pipelines.weights import check_steps
 from pipelines.workflow import Step, Workflow
-from stages.base import GroupStage, LostOutputError, Stage
+from stages.base import GroupStage, LostInputError, LostOutputError, Stage
 from stages.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def prepare(
     takedown.sweep_if_due(workflow, store)
     steps = steps_until(workflow, until)
     ledger = Ledger(store)
+    lost = Lost(ledger, store, steps)
 
     def start() -> Executor:
         first = next((i for i, step in enumerate(steps) if progress.counts[step.name].known), 0)
@@ -91,6 +93,8 @@ def prepare(
                 break
             except LostSegmentError:
                 continue  # its records are dropped: plan again
+            except LostInputError as error:
+                lost.bring_back(error)
             finally:
                 run.close()
     compact(ledger, prepared.redone)

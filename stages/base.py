@@ -51,6 +51,18 @@ class LostOutputError(Exception):
         self.of = of
 
 
+class LostInputError(Exception):
+    """A file (key) that a `field` of the clip `unit` names is gone from the store, or damaged: the stage that
+    wrote the field is done again."""
+
+    def __init__(self, key: str, field: str, unit: str) -> None:
+        super().__init__(key, field, unit)
+        self.key, self.field, self.unit = key, field, unit
+
+    def __str__(self) -> str:
+        return f"{self.key} of the clip {self.unit} is gone or damaged"
+
+
 class TryLater(Drop):
     """Give up the clip in hand for now: nothing is wrong with it, and the next run tries it again."""
 

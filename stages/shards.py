@@ -14,6 +14,7 @@ changes what has been committed: it puts a tombstone in the place of a manifest 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from infra.storage import Storage
 from infra.words import many
-from stages.base import GroupStage, LostOutputError, Rejected
+from stages.base import GroupStage, LostInputError, LostOutputError, Rejected
 from stages.clip import Clip
 from stages.committed import (
     LostShardsError,
@@ -123,7 +124,10 @@ class WriteShards(GroupStage):
         members["landmarks.npy"] = _npy(clip.need("landmarks").astype(np.float32))
         extra = dict(clip.extra)
         if audio := extra.pop("audio", ""):                # by stages.audio, where the workflow asks for it
-            members["flac"] = self._store.read(audio)
+            try:
+                members["flac"] = self._store.read(audio)
+            except FileNotFoundError as error:
+                raise LostInputError(audio, "extra.audio", clip.id) from error
         members["json"] = _json({**provenance(clip.copy(extra=extra), self._history), **summary})
         return members
 
@@ -221,12 +225,22 @@ def without(store: Storage, manifest_key: str, clip_ids: Collection[str]) -> str
 
 
 def aligned_frames(store: Storage, clip: Clip, step: int = 1) -> Iterator[bytes]:
-    """Every `step`-th JPEG of the aligned frames of a clip, from frame 0 on."""
-    with store.local(clip.aligned) as path, tarfile.open(path, "r:") as tar:
+    """Every `step`-th JPEG of the aligned frames of a clip, from frame 0 on. Raises LostInputError."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(store.local(clip.aligned))
+            tar = stack.enter_context(tarfile.open(path, "r:"))
+        except (FileNotFoundError, tarfile.TarError) as error:
+            raise LostInputError(clip.aligned, "aligned", clip.id) from error
         for index in range(0, clip.frame_count, step):
-            member = tar.extractfile(f"{index:04d}.jpg")
-            assert member is not None, f"{clip.aligned}: {index:04d}.jpg is not a file"
-            yield member.read()
+            try:
+                member = tar.extractfile(f"{index:04d}.jpg")
+                data = member.read() if member else b""
+            except (KeyError, tarfile.TarError) as error:
+                raise LostInputError(clip.aligned, "aligned", clip.id) from error
+            if not data:                     # the file ends here
+                raise LostInputError(clip.aligned, "aligned", clip.id)
+            yield data
 
 
 # --- parts -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from infra.storage import FolderStorage, StorageError
+from stages.base import LostInputError
 from stages.clip import Clip
 from stages.shards import LATEST, WriteShards, decode_jpeg, open_dataset, without
 
@@ -125,7 +126,7 @@ def test_nothing_half_written_is_seen(tmp_path: Path) -> None:
     stage = WriteShards(buckets=1)
     stage.setup(store)
     broken = clip_in(store, "b", aligned="aligned/missing.tar")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LostInputError, match=r"aligned/missing\.tar of the clip b"):
         list(stage.process_group("00000", [clip_in(store, "a"), broken]))
     assert list(store.list("manifest")) == list(store.list("shards")) == []
     with pytest.raises(ValueError, match="pv3d run --until WriteShards"):
