@@ -38,3 +38,8 @@ def read_only(store: S) -> S:
     kind = type(store)
     other.__class__ = type(f"ReadOnly{kind.__name__}", (_ReadOnly, kind), {})
     return other
+
+
+def is_read_only(store: Storage) -> bool:
+    """Whether it is for who must change nothing."""
+    return isinstance(store, _ReadOnly)

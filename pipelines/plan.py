@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import Storage, StorageError
+from infra.words import many
 from pipelines.after_data import Later, later
 from pipelines.ledger import Ledger, Record, Ref
 from pipelines.rates import Ahead, duration, units_ahead
@@ -242,7 +243,8 @@ def _total_lines(answer: dict[str, Any]) -> Iterator[str]:
     if total["read_videos"]:
         known = total["read_videos_sized"]
         of = "" if known == total["read_videos"] else f"; the size of {known:,} of them is known"
-        yield f"To read: {total['read_videos']:,} listed videos, {size(total['read_bytes'])}{of}."
+        read = f"To read: {many(total['read_videos'], 'listed video')}"
+        yield f"{read}, {size(total['read_bytes'])}{of}." if known else f"{read}, size not known."
     if not any(row["from_units"] or not row["units_to_come"] for row in answer["estimate"].values()):
         yield "No record tells yet what these stages add to the store, or how long they take."
         return

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.read_only import is_read_only
 from infra.storage import Storage
 from stages.cameras import angle_errors, as_filmed, encode
 from stages.clip import Clip
@@ -127,10 +128,12 @@ SCENES = {
 def clips(store: Storage) -> Iterator[Clip]:
     """List the demo's videos, rendering those that the store does not hold yet.
 
+    For who must change nothing they are listed without a fingerprint, unless there are records to compare.
     Raises ValueError when a picture's package is absent or holds another picture.
     """
+    make = _not_made if is_read_only(store) and next(store.list("ledger"), None) is None else _make
     with ThreadPoolExecutor() as pool:       # OpenCV and the encoder let go of the interpreter
-        fingerprints = list(pool.map(lambda name: _present(store, name) or _make(store, name), SCENES))
+        fingerprints = list(pool.map(lambda name: _present(store, name) or make(store, name), SCENES))
     for (name, scene), fingerprint in zip(SCENES.items(), fingerprints, strict=True):
         yield Clip(
             id=name, source=f"{name}.mp4", video=f"store:{video_key(name)}", fingerprint=fingerprint,
@@ -194,15 +197,26 @@ def load(portrait: Portrait) -> Relief:
 
     from stages.sources.relief import Relief
 
-    spec = importlib.util.find_spec(portrait.package)
-    folders = spec.submodule_search_locations if spec is not None else None
-    picture = cv2.imread(str(Path(folders[0], portrait.path))) if folders else None
+    picture = cv2.imread(str(_path(portrait)))
     if picture is None or picture.shape != (portrait.height, portrait.width, 3):
-        raise ValueError(
-            f"source.location: demo:portraits needs {portrait.path} of the package {portrait.package}, "
-            "which is not there; install pv3d-pipeline[data]"
-        )
+        raise _absent(portrait)
     return Relief(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), portrait.landmarks, portrait.lid)
+
+
+def _path(portrait: Portrait) -> Path:
+    """Of its picture. Raises ValueError when there is none."""
+    spec = importlib.util.find_spec(portrait.package)
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if Path(folder, portrait.path).is_file():
+            return Path(folder, portrait.path)
+    raise _absent(portrait)
+
+
+def _absent(portrait: Portrait) -> ValueError:
+    return ValueError(
+        f"source.location: demo:portraits needs {portrait.path} of the package {portrait.package}, "
+        "which is not there; install pv3d-pipeline[data]"
+    )
 
 
 def render(scene: Scene, relief: Relief) -> Iterator[NDArray[np.uint8]]:
@@ -226,6 +240,11 @@ def _present(store: Storage, name: str) -> str:
     sha256 = hashlib.sha256(store.read(video_key(name))).hexdigest()
     truth = read_truth(store, name)
     return sha256 if truth.get("render") == RENDER_VERSION and truth.get("sha256") == sha256 else ""
+
+
+def _not_made(store: Storage, name: str) -> str:
+    _path(SCENES[name].portrait)             # a run would refuse, too
+    return ""
 
 
 def _make(store: Storage, name: str) -> str:

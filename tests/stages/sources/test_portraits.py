@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from infra.read_only import read_only
 from model.camera import check_cameras
 from stages.cameras import encode, euler_degrees
 from stages.sources import portraits
@@ -34,6 +35,23 @@ def test_a_second_listing_renders_nothing(quick: Scene, store, monkeypatch) -> N
     first = list(portraits.clips(store))
     monkeypatch.setattr(portraits, "render", None)
     assert list(portraits.clips(store)) == first
+
+
+def test_who_must_change_nothing_lists_without_rendering_until_records_need_the_fingerprint(
+    quick: Scene, store, monkeypatch
+) -> None:
+    (seen,) = portraits.clips(read_only(store))
+    assert list(store.list()) == []
+    store.write("ledger/SplitShots/a.jsonl", b"")
+    (compared,) = portraits.clips(read_only(store))
+    assert list(store.list()) == ["ledger/SplitShots/a.jsonl"]
+    (made,) = portraits.clips(store)
+    assert (seen.copy(fingerprint=made.fingerprint), compared, seen.fingerprint) == (made, made, "")
+    gone = dataclasses.replace(QUICK, portrait=dataclasses.replace(GRACE_HOPPER, path="none.jpg"))
+    monkeypatch.setattr(portraits, "SCENES", {"gone": gone})
+    store.delete("ledger/SplitShots/a.jsonl")
+    with pytest.raises(ValueError, match=r"none\.jpg of the package matplotlib"):
+        list(portraits.clips(read_only(store)))
 
 
 def test_a_damaged_or_older_video_is_rendered_again(quick: Scene, store) -> None:
