@@ -16,12 +16,15 @@ T = TypeVar("T")
 CACHE_KB = 4096                              # of pages, and for sorting: little, so that it is soon used up
 HELD = 1024                                  # values that `Shelf` holds
 _FLUSHED = 1 << 16                           # names that are held before they go to the disk, sorted
-_FILTER_BYTES = 1 << 21
+_FILTER_BYTES = 1 << 22
 _FILTER_MASK = 8 * _FILTER_BYTES - 1
 
 
+_OF_DISKS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+
+
 class _Database(sqlite3.Connection):
-    """Its errors are those of the disk, for nobody else can reach it."""
+    """Tells the errors of the disk in one line."""
 
     def execute(self, *statement: Any) -> sqlite3.Cursor:
         with _told():
@@ -37,6 +40,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _OF_DISKS:
+            raise                            # a bug of whoever asks
         raise StorageError(
             f"TMPDIR: cannot keep what waits in {tempfile.gettempdir()} ({error}); make room, or set TMPDIR "
             "to a folder that has it"
@@ -55,30 +60,36 @@ def temporary_database(cache_kb: int = CACHE_KB) -> sqlite3.Connection:
 
 
 def put_all(database: sqlite3.Connection, statement: str, rows: Iterable[Sequence[object]]) -> int:
-    """Execute a statement for every row. Returns how many changed something."""
+    """Execute a statement for every row. Returns how many changed something.
+
+    Where a row raises an error, those before it are kept: without a journal there is no way back.
+    """
     before = database.total_changes
     database.execute("BEGIN")
-    database.executemany(statement, rows)
+    try:
+        database.executemany(statement, rows)
+    except BaseException:
+        with contextlib.suppress(StorageError, sqlite3.Error):
+            database.execute("COMMIT")
+        raise
     database.execute("COMMIT")
     return database.total_changes - before
 
 
 class _Filter:
-    """A Bloom filter of fixed size: whether a name may have come. Above some millions it often says so."""
+    """Of fixed size: whether a name may have come. Above some millions it often says so."""
 
     def __init__(self) -> None:
         self._bits = bytearray(_FILTER_BYTES)
 
     def add(self, name: str) -> bool:
         """Note a name. Returns whether it may have come before."""
-        number, bits, came = hash(name), self._bits, True
-        for shift in (0, 16, 32):
-            place = (number >> shift) & _FILTER_MASK
-            byte, bit = place >> 3, 1 << (place & 7)
-            if not bits[byte] & bit:
-                bits[byte] |= bit
-                came = False
-        return came
+        place = hash(name) & _FILTER_MASK    # one is enough: a wrong yes is a look at the disk
+        byte, bit = place >> 3, 1 << (place & 7)
+        if self._bits[byte] & bit:
+            return True
+        self._bits[byte] |= bit
+        return False
 
 
 class Seen:
@@ -86,7 +97,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._db = temporary_database(CACHE_KB // 2)
-        self._db.execute("CREATE TABLE seen (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE seen (name BLOB PRIMARY KEY) WITHOUT ROWID")
         self._filter = _Filter()
         self._last: set[str] = set()
 
@@ -97,12 +108,12 @@ class Seen:
         self._last.add(name)
         if len(self._last) >= _FLUSHED:
             # In order, so that each page of the table is written once.
-            put_all(self._db, "INSERT INTO seen VALUES (?)", ((name,) for name in sorted(self._last)))
+            put_all(self._db, "INSERT INTO seen VALUES (?)", ((_bytes(name),) for name in sorted(self._last)))
             self._last.clear()
         return False
 
     def _on_disk(self, name: str) -> bool:
-        return self._db.execute("SELECT 1 FROM seen WHERE name = ?", (name,)).fetchone() is not None
+        return self._db.execute("SELECT 1 FROM seen WHERE name = ?", (_bytes(name),)).fetchone() is not None
 
 
 class Shelf(Generic[T]):
@@ -110,7 +121,7 @@ class Shelf(Generic[T]):
 
     def __init__(self, made: Callable[[], T], write: Callable[[T], str], read: Callable[[str], T]) -> None:
         self._db = temporary_database(CACHE_KB // 2)
-        self._db.execute("CREATE TABLE shelf (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE shelf (name BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self._filter = _Filter()
         self._held: OrderedDict[str, T] = OrderedDict()
         self._texts: dict[str, str] = {}                 # on their way to the disk
@@ -128,12 +139,18 @@ class Shelf(Generic[T]):
             gone, last = held.popitem(last=False)
             self._texts[gone] = self._write(last)
             if len(self._texts) >= _FLUSHED // 4:
-                put_all(self._db, "INSERT OR REPLACE INTO shelf VALUES (?, ?)", sorted(self._texts.items()))
+                rows = ((_bytes(name), text) for name, text in sorted(self._texts.items()))
+                put_all(self._db, "INSERT OR REPLACE INTO shelf VALUES (?, ?)", rows)
                 self._texts.clear()
         return value
 
     def _text(self, name: str) -> str | None:
         if name in self._texts:
             return self._texts.pop(name)
-        row = self._db.execute("SELECT value FROM shelf WHERE name = ?", (name,)).fetchone()
+        row = self._db.execute("SELECT value FROM shelf WHERE name = ?", (_bytes(name),)).fetchone()
         return None if row is None else str(row[0])
+
+
+def _bytes(name: str) -> bytes:
+    """Of any name, also of a file's that is no text."""
+    return name.encode(errors="surrogatepass")

@@ -1,10 +1,11 @@
 import json
 import random
+import sqlite3
 
 import pytest
 
 from infra import scratch
-from infra.scratch import Seen, Shelf
+from infra.scratch import Seen, Shelf, put_all, temporary_database
 from infra.storage import StorageError
 
 
@@ -49,3 +50,27 @@ def test_a_disk_that_is_full_is_one_line_with_the_cure(monkeypatch):
     monkeypatch.setattr(scratch, "_FLUSHED", 1000)
     with pytest.raises(StorageError, match=r"^TMPDIR: cannot keep .* \(database or disk is full\); make"):
         any(seen.again(f"name {number}") for number in range(10_000))
+
+
+def test_a_name_that_is_no_text_is_one_as_others(few):
+    seen, shelf = Seen(), Shelf(list, json.dumps, json.loads)
+    names = ["a\udcff.mp4", "a\ud800", "b", "a", "c", "d"]
+    assert not any(map(seen.again, names))
+    for name in names:
+        shelf[name].append(name)
+    assert all(map(seen.again, names))
+    assert [shelf[name] for name in names] == [[name] for name in names]
+
+
+def test_a_row_that_cannot_be_put_leaves_a_database_that_can_be_used():
+    database = temporary_database()
+    database.execute("CREATE TABLE names (name TEXT)")
+    with pytest.raises(UnicodeEncodeError):
+        put_all(database, "INSERT INTO names VALUES (?)", [("\ud800",)])
+    assert put_all(database, "INSERT INTO names VALUES (?)", [("a",), ("b",)]) == 2
+
+
+def test_only_a_disk_is_told_to_be_full():
+    database = temporary_database()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        database.execute("SELECT 1 FROM nowhere")
