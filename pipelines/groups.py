@@ -69,21 +69,37 @@ def groups_of(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> Iterator[tuple
     return spool.groups()
 
 
-def divide(step: Step, ledger: Ledger, refs: Iterable[Ref]) -> tuple[Spool, Spool]:
-    """(what came out of the groups that are done with exactly these members, the members of the others)."""
-    assert isinstance(step.stage, GroupStage)
-    came, members = Spool(ledger), Spool(ledger)
-    for page in in_pages(refs, PAGE):
-        records = ledger.fetch(step.name, [ref.id for ref in page])
+class Division:
+    """The members of the groups of a stage, looked up as they come."""
+
+    def __init__(self, step: Step, ledger: Ledger) -> None:
+        self._step, self._ledger = step, ledger
+        self._came, self._members = Spool(ledger), Spool(ledger)
+        self._page: list[Ref] = []
+
+    def add(self, ref: Ref) -> None:
+        """One more."""
+        self._page.append(ref)
+        if len(self._page) == PAGE:
+            self._look_up()
+
+    def _look_up(self) -> None:
+        step, page, self._page = self._step, self._page, []
+        assert isinstance(step.stage, GroupStage)
+        records = self._ledger.fetch(step.name, [ref.id for ref in page])
         for ref in page:
             record = records.get(ref.id)
             if record is None or not holds(record, step.key, ref):
-                members.add(ref, step.stage.group(ledger.load(ref, arrays=())))
+                self._members.add(ref, step.stage.group(self._ledger.load(ref, arrays=())))
                 continue
-            members.add(ref, record.group, "" if record.again else record.members)
-            for out in ledger.outputs(record):
-                came.add(out, record.group)
-    done = members.marked()
-    came.keep(done)
-    members.drop(done)
-    return came, members
+            self._members.add(ref, record.group, "" if record.again else record.members)
+            for out in self._ledger.outputs(record):
+                self._came.add(out, record.group)
+
+    def end(self) -> tuple[Spool, Spool]:
+        """(what came out of the groups that are done with exactly these members, members of the others)."""
+        self._look_up()
+        done = self._members.marked()
+        self._came.keep(done)
+        self._members.drop(done)
+        return self._came, self._members

@@ -17,8 +17,9 @@ _ID = re.compile(r"[A-Za-z0-9_-]+")
 
 def listed(workflow: Workflow, store: Storage, policy: Policy) -> Iterator[Ref]:
     """The videos of the source. Raises ValueError for an id that is unfit or comes twice."""
-    seen = Seen()
-    for clip in policy.meant(mark_duplicates(policy.licensed(workflow.source.clips(store)))):
+    seen, source = Seen(), workflow.source
+    clips = mark_duplicates(policy.licensed(source.clips(store)), source.names_once)
+    for clip in policy.meant(clips):
         if not _ID.fullmatch(clip.id):
             raise ValueError(f"source: id {clip.id!r} of {clip.source}: use letters, digits, _ and -")
         if seen.again(clip.id):

@@ -16,7 +16,7 @@ from itertools import islice
 from infra.garbage import settled
 from infra.storage import Storage
 from pipelines.compact import compact
-from pipelines.groups import divide, in_storage_order, is_light, restore
+from pipelines.groups import Division, in_storage_order, is_light, restore
 from pipelines.in_process import InProcess
 from pipelines.ledger import Ledger, LostSegmentError, Record, Ref, members_digest
 from pipelines.limits import Limits
@@ -146,16 +146,17 @@ class _Run:
         refs: Iterable[Ref] | Spool = self._listed()
         index = 0
         while index < len(self.steps):
-            step = self.steps[index]
-            if isinstance(step.stage, GroupStage):
-                refs = self._group_step(step, index, self._admitted(refs, index))
-                index += 1
-                continue
             end = index
             while end < len(self.steps) and isinstance(self.steps[end].stage, Stage):
                 end += 1
-            refs = self._stream(iter(refs), index, end)
-            index = end
+            into = Division(self.steps[end], self.ledger) if end < len(self.steps) else Spool(self.ledger)
+            if end > index:
+                self._stream(iter(refs), index, end, into.add)
+            else:
+                for ref in self._admitted(refs, index):
+                    into.add(ref)
+            refs = self._group_step(self.steps[end], end, into) if isinstance(into, Division) else into
+            index = end + 1
         if isinstance(refs, Spool) and not self.policy.takedown:
             self.prepared.kept = refs.count
         else:
@@ -189,11 +190,10 @@ class _Run:
 
     # --- per-clip stages ---------------------------------------------------------------------------------
 
-    def _stream(self, source: Iterator[Ref], start: int, end: int) -> Spool:
-        """Send units through the steps start..end-1. Returns what comes out of the last."""
+    def _stream(self, source: Iterator[Ref], start: int, end: int, give: Callable[[Ref], None]) -> None:
+        """Send units through the steps start..end-1, and give away what comes out of the last."""
         pools = make_pools(self.steps[start:end], start)
         pool_of = [pool for pool in pools for _ in pool.steps]
-        ended = Spool(self.ledger)
         videos = Videos(self.steps, start, end, self.workflow.steps, self.ledger, self.store)
 
         def queue(ref: Ref, at: int, fed: Ref | None, alone: bool = False, anew: bool = False) -> None:
@@ -213,7 +213,7 @@ class _Run:
             for at in range(index, end):
                 pairs = list(self._past(at, pairs, videos, start, put, alone))
             for ref in self._admitted((ref for ref, _ in pairs), end):
-                ended.add(ref)
+                give(ref)
             videos.settle()
 
         more = True
@@ -229,7 +229,6 @@ class _Run:
             self._turn(pools, lambda outcome: videos.ended(outcome.work.fed, self._settle(outcome, advance)))
         if self._executor is not None:
             self._executor.release(pools)
-        return ended
 
     def _past(
         self, at: int, pairs: list[tuple[Ref, Ref | None]], videos: Videos, start: int,
@@ -333,9 +332,9 @@ class _Run:
 
     # --- group stages ------------------------------------------------------------------------------------
 
-    def _group_step(self, step: Step, index: int, refs: Iterable[Ref]) -> Spool:
+    def _group_step(self, step: Step, index: int, division: Division) -> Spool:
         pool = Pool([step], index)
-        ended, to_do = divide(step, self.ledger, refs)
+        ended, to_do = division.end()
 
         def settle(outcome: Outcome) -> None:
             for ref in self._settle_group(step, outcome):

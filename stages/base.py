@@ -95,6 +95,8 @@ class Resources:
 class Source:
     """Where videos come from: a dataclass of settings whose `clips` names every video, decoding nothing."""
 
+    names_once: ClassVar[bool] = False               # no two of its units are of one video
+
     def clips(self, store: Storage) -> Iterator[Clip]:
         """Yield one `Clip` per listed video with `id`, `source`, `video` and what the list says of it.
 

@@ -39,17 +39,17 @@ class Several(Source):
                 yield _with_own_id(clip, ids)
 
 
-def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
+def mark_duplicates(clips: Iterable[Clip], names_once: bool = False) -> Iterator[Clip]:
     """Mark what an earlier unit or part names already with the error "duplicate": the first stage rejects it.
 
     Parts of one video (`source_id`, or one file) are the same when they overlap in time, unless their boxes
-    show two faces. A video listed as a whole overlaps with all of its parts.
+    show two faces. A video listed as a whole overlaps with all of its parts. `names_once`: see `Source`.
     """
     seen: Shelf[_Video] = Shelf(_Video, _Video.to_json, _Video.from_json)
     files: Shelf[list[str]] = Shelf(list, json.dumps, json.loads)    # of videos without parts
     for clip in clips:
         name = clip.listed.get("source_id")
-        if "error" in clip.listed or not clip.video:
+        if "error" in clip.listed or not clip.video or (names_once and len(clip.listed.get("spans", ())) < 2):
             yield clip
         elif name is None:
             first = files[clip.video]
@@ -64,7 +64,7 @@ def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
             before.add(clip.id, "", {})
             yield clip.copy(listed={**clip.listed, **_duplicate(same)}) if same else clip
         else:
-            spans = list(_marked(clip, seen[name]))
+            spans = list(_marked(clip, _Video() if names_once else seen[name]))
             plain = all(map(is_, spans, clip.listed["spans"]))
             yield clip if plain else clip.copy(listed={**clip.listed, "spans": spans})
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from infra.json_text import encoder
 from infra.scratch import put_all, temporary_database
@@ -74,6 +74,8 @@ class Urls(Source):
     location: str                            # path of a .csv, .tsv or .jsonl file
     dataset: str = "urls"                    # the name of the list, in ids and reports
     licence: str = "unknown"                 # of rows that name none
+
+    names_once: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if lists.safe_name(self.dataset) != self.dataset:

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipelines.groups import clips_of, divide, in_storage_order, light, restore
+from pipelines.groups import Division, clips_of, in_storage_order, light, restore
 from pipelines.ledger import Ledger, Output, Record, Ref, members_digest
 from pipelines.pools import Pool, Work
 from pipelines.settings import Workers
+from pipelines.spool import Spool
 from pipelines.work import Chain
 from pipelines.workflow import Step
 from stages import Clip, GroupStage, Rejected, Resources
@@ -89,6 +90,13 @@ def test_each_segment_is_read_once(store, monkeypatch):
     assert [ref.segment for ref in in_storage_order(shuffled)] == sorted(ref.segment for ref in refs)
 
 
+def divided(ledger: Ledger, refs: list[Ref]) -> tuple[Spool, Spool]:
+    division = Division(step(), ledger)
+    for ref in refs:
+        division.add(ref)
+    return division.end()
+
+
 def finished(ledger: Ledger, group: str, refs: list[Ref], members: str, again: bool = False) -> None:
     """Note that a group stage has done these."""
     for ref in refs:
@@ -107,7 +115,7 @@ def test_only_groups_done_with_exactly_these_members_are_done(store):
         came_with = [*members, refs[0]] if group == "fewer" else members
         finished(ledger, group, members, members_digest(came_with), group == "again")
     finished(ledger, "mixed", refs[7:], "another")
-    came, to_do = divide(step(), ledger, refs)
+    came, to_do = divided(ledger, refs)
     assert came.count == 2
     assert [ref.id for ref in came] == ["c0", "c1"]
     assert [group for group, _ in to_do.groups()] == ["again", "fewer", "mixed"]
@@ -117,7 +125,7 @@ def test_a_group_that_lost_a_member_or_got_one_is_done_again(store):
     ledger, refs = written(store, 5)
     finished(ledger, "a", refs[:2], members_digest(refs[:2]))
     finished(ledger, "b", refs[2:4], members_digest(refs[2:4]))
-    came, to_do = divide(step(), ledger, refs[1:])
+    came, to_do = divided(ledger, refs[1:])
     assert [ref.id for ref in came] == ["c2", "c3"]
     found = {group: [ref.id for ref in members] for group, members in to_do.groups()}
     assert found == {"a": ["c1"], step().stage.group(ledger.load(refs[4])): ["c4"]}

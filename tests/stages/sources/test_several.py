@@ -93,8 +93,10 @@ def test_rows_that_one_list_names_twice_are_accounted_for(tmp_path):
     path = tmp_path / "list.csv"
     row = "https://example.org/v.mp4,{},{}\n"
     path.write_text("url,start,end\n" + row.format(0, 5) + row.format(0, 5) + row.format(5, 9))
-    (clip,) = mark_duplicates(Urls(str(path)).clips(None))
+    source = Urls(str(path))
+    (clip,) = mark_duplicates(source.clips(None), source.names_once)
     assert [span.get("error", "") for span in clip.listed["spans"]] == ["", "duplicate", ""]
+    assert [other.listed for other in mark_duplicates(source.clips(None))] == [clip.listed]
     kept = clip.copy()
     assert [out.reason for out in refuse(kept)] == ["duplicate"]
     assert len(kept.listed["spans"]) == 2
