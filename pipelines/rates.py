@@ -103,4 +103,4 @@ def how_far(done: int, to_come: float, per_s: float, left_s: float | None, more:
     units = round(to_come)
     come = f", {units} to come{more}" if units or more else ""
     left = f", {duration(left_s)} left" if left_s and units else ""
-    return f"{done} done{come}, {per_second(per_s)}{left}"
+    return f"{done} done{come}{f', {per_second(per_s)}' if done else ''}{left}"
