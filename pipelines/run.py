@@ -107,13 +107,14 @@ def _wants_report(store: Storage, prepared: Prepared, until: str | None) -> bool
 
 
 def _report(workflow: Workflow) -> dict[str, Any]:
-    """Of a run that ends before the registration: its data worker may lack what the rest of it needs."""
+    """Of a run that ends before the registration. What it made stands, also where no page can be made of it:
+    a data worker may lack what that needs, and a stage of one's own may give what cannot be drawn."""
     from pipelines.report import report
 
     try:
         return {"report": report(workflow)}
-    except ImportError as error:
-        log.warning("no report: %s; `pv3d report` makes one where all is installed", error)
+    except (ImportError, ValueError) as error:
+        log.warning("no report: %s", error)
         return {}
 
 

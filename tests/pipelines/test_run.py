@@ -63,3 +63,16 @@ def test_an_unknown_stage_is_told_the_known_ones_in_the_order_of_the_run(tiny):
 def test_a_source_that_lists_nothing_is_told_so(tiny):
     answer, _ = run_workflow(tiny.load("source.count=0"), until="Write", in_process=True)
     assert answer["fault"].startswith("no clip came out of Write: nothing was listed; the report")
+
+
+def test_a_run_whose_report_cannot_be_made_is_done_all_the_same(tiny, monkeypatch, caplog):
+    from pipelines import report
+
+    def refuse(workflow):
+        raise ValueError("camera 0 has no rotation")
+
+    monkeypatch.setattr(report, "report", refuse)
+    answer, _ = run_workflow(tiny.load(), until="Mark", in_process=True)
+    assert answer["kept"]
+    assert "report" not in answer
+    assert "no report: camera 0 has no rotation" in caplog.text
