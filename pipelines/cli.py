@@ -64,6 +64,21 @@ class _Program(click.Group):
 
 
 @contextlib.contextmanager
+def _told_on_stdout() -> Iterator[None]:
+    """Raise StorageError for what is wrong with stdout, so that nobody takes it for a disk of ours."""
+    from infra.storage import StorageError
+
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # else it is refused at the end, too
+        raise StorageError(f"cannot write to stdout ({error.strerror}); send it elsewhere") from error
+
+
+@contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """Libraries print where they like; with --json only the answer may reach stdout."""
     sys.stdout.flush()
@@ -88,10 +103,11 @@ def answers(command: Callable[..., Answer]) -> Callable[..., None]:
     def run(*args: Any, as_json: bool, **options: Any) -> None:
         with _stdout_to_stderr() if as_json else contextlib.nullcontext():
             value, text = command(*args, **options)
-        if as_json:
-            write_json(value, sys.stdout)
-        else:
-            click.echo(logs.shown(text))
+        with _told_on_stdout():
+            if as_json:
+                write_json(value, sys.stdout)
+            else:
+                click.echo(logs.shown(text))
         if value.get("fault"):
             raise ValueError(value["fault"])
 

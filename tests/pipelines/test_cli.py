@@ -223,3 +223,15 @@ def test_seeds_that_are_none_are_refused(text):
 @pytest.mark.parametrize("arguments", [["check-cameras", "a" * 5000], ["weights", "list"]])
 def test_a_name_that_no_file_can_have_is_refused_in_one_line(arguments):
     assert "File name too long" in one_line(pv3d(*arguments, PV3D_WEIGHTS="a" * 5000))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_stdout_that_is_full_is_told_as_that(options):
+    with Path("/dev/full").open("w") as full:
+        words = command("weights", "list", *options)
+        answer = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=surroundings()
+        )
+    assert answer.returncode == 2
+    assert answer.stderr == "pv3d: cannot write to stdout (No space left on device); send it elsewhere\n"
