@@ -65,7 +65,7 @@ class Folder(Source):
         ids = unit_ids([one.name for one in found])
         for (name, video, fingerprint), unit in zip(found, ids, strict=True):
             yield Clip(
-                id=unit, source=name, video=video, fingerprint=fingerprint,
+                id=unit, source=_as_text(name), video=video, fingerprint=fingerprint,
                 dataset=self.dataset, licence=self.licence,
             )  # fmt: skip
 
@@ -150,6 +150,11 @@ def unit_ids(names: list[str]) -> list[str]:
 
 def _hash(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _as_text(name: str) -> str:
+    """Of a file's name, which may be no text: what can be shown and written."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,9 @@ import pytest
 
 from infra.storage import FolderStorage, StorageError, check_key
 from stages.base import Drop
+from stages.clip import Clip
 from stages.sources.folder import Folder, unit_ids
+from stages.sources.several import mark_duplicates
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -36,6 +38,15 @@ def test_a_clip_says_where_it_is_and_decodes_nothing(tmp_path: Path, store) -> N
     assert Path(clip.video).read_bytes() == b"x"
     assert not clip.is_cut
     json.dumps(clip.to_record()[0])
+
+
+def test_a_name_that_is_no_text_is_told_as_one_and_the_file_is_found(tmp_path: Path, store) -> None:
+    folder = make(tmp_path / "v", os.fsdecode(b"bad\xff.mp4"), "good.mp4")
+    bad, good = mark_duplicates(Folder(location=str(folder)).clips(store))
+    assert (bad.source, good.source) == ("bad\\udcff.mp4", "good.mp4")
+    assert bad.source.encode()
+    assert Path(bad.video).read_bytes() == b"x"
+    assert Clip.from_record(*bad.to_record()).digest() == bad.digest()
 
 
 def test_the_fingerprint_changes_with_the_file(tmp_path: Path, store) -> None:
