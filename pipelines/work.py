@@ -113,6 +113,10 @@ class Chain:
                     self.stages[index].setup(self.store)
                 except (ValueError, ImportError, StorageError) as error:
                     raise SetupError(f"stage {self.names[index]}: {error}") from error
+                except SystemExit as error:
+                    if self.exits:
+                        raise
+                    raise StageBugError(self.names[index], "setup", traceback.format_exc()) from error
                 except OSError as error:
                     fault = fault_of_place(error)
                     if not fault and not isinstance(error, FileNotFoundError):

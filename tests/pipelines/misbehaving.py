@@ -46,6 +46,10 @@ class Misbehave(Stage):
     name: ClassVar[str] = "Misbehave"
     writes: ClassVar[tuple[str, ...]] = ("fps", "frame_times_s")
 
+    def setup(self, store):
+        if self.how == "setup":
+            _exit()
+
     def process(self, clip: Clip):
         clip = clip.copy(fps=25.0, frame_times_s=np.arange(3.0))
         if clip.id != "v01":

@@ -34,6 +34,11 @@ def test_a_stage_that_yields_without_end_is_stopped(
         run(tmp_path, "endless")
 
 
+def test_an_exit_of_setup_does_not_end_the_run_as_if_all_were_well(tmp_path: Path) -> None:
+    with pytest.raises(StageBugError, match="stage Misbehave failed on setup"):
+        run(tmp_path, "setup")
+
+
 def test_an_exit_ends_a_worker_that_may_end(tmp_path: Path) -> None:
     chain = Chain([Misbehave("exit")], ["Misbehave"], FolderStorage(tmp_path))
     with pytest.raises(SystemExit):
