@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.json_values import parsed
 from infra.storage import Storage
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def checkpoints(store: Storage, prefix: str) -> Iterator[Checkpoint]:
 def open_checkpoint(store: Storage, key: str) -> Checkpoint:
     """The checkpoint in folder `key`. Raises ValueError when there is none, or its card cannot be read."""
     try:
-        card = json.loads(store.read(f"{key}/{CARD}"))
+        card = parsed(store.read(f"{key}/{CARD}"))
     except FileNotFoundError:
         raise ValueError(f"{key} in {store.root} is no checkpoint: it has no {CARD}") from None
     except ValueError:

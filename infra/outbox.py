@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.json_values import parsed
 from infra.storage import Storage, StorageError
 from infra.tracking import Run
 
@@ -169,7 +170,9 @@ class Outbox:
 
 def _kept(store: Storage, key: str) -> list[Entry]:
     try:
-        entries: list[Entry] = json.loads(store.read(key))
+        entries: list[Entry] = parsed(store.read(key))
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(key)
     except FileNotFoundError:
         return []
     except ValueError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from infra.json_values import read_text
 from infra.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     prepare_database(uri)
     client = MlflowClient(uri)
     try:
-        known = str(json.loads(store.read(key))["run_id"])
+        known = read_text(store, key, "run_id")
         info = client.get_run(known).info
         if info.lifecycle_stage == "active":
             client.update_run(known, status="RUNNING")

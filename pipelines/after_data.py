@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from infra.json_values import is_number, read_object, read_text
 from infra.storage import Storage
 from pipelines.checkpoints import LATEST
 from pipelines.rates import duration
@@ -77,19 +77,24 @@ def training_of(workflow: Workflow, store: Storage) -> str | None:
 
 def _named(store: Storage, key: str, name: str) -> str | None:
     try:
-        return str(json.loads(store.read(key))[name])
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return read_text(store, key, name)
+    except (FileNotFoundError, ValueError):
         return None
 
 
 def told(store: Storage, run: str) -> dict[str, Any] | None:
     """What a training last said of itself: step, steps, steps_per_second, eta_s, time."""
     try:
-        found = json.loads(store.read(f"{run}/progress.json"))
+        found = read_object(store, f"{run}/progress.json")
     except (FileNotFoundError, ValueError):
         return None
-    names = {"step", "steps", "steps_per_second", "eta_s", "time"}
-    return found if isinstance(found, dict) and names <= found.keys() else None
+    counts = (found.get(name) for name in ("step", "steps"))
+    figures = (found.get(name) for name in ("steps_per_second", "eta_s", "time"))
+    sound = all(type(value) is int and 0 <= value < 1 << 63 for value in counts)
+    sound = sound and all(value is None or (is_number(value) and 0 <= value < 1e15) for value in figures)
+    sound = sound and found.get("time") is not None and isinstance(found.get("dataset", ""), str)
+    sound = sound and (found.get("eta_s") is not None or not found.get("steps_per_second"))
+    return found if sound else None
 
 
 def trainings(

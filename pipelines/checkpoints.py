@@ -8,11 +8,11 @@ checkpoint.json               "variant": the variant with model and recipe; "ste
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.checkpoints import Checkpoint, latest, open_checkpoint
+from infra.json_values import read_object, read_text
 from infra.storage import FolderStorage, Storage
 from model.config import ModelConfig, Variant, from_dict
 
@@ -37,7 +37,7 @@ def adam(name: str) -> str:
 def newest_checkpoint(store: Storage) -> Checkpoint:
     """The newest sound checkpoint of the training that was run last. Raises ValueError when there is none."""
     try:
-        run = json.loads(store.read(LATEST))["run"]
+        run: str | None = read_text(store, LATEST, "run")
     except FileNotFoundError:
         run = None
     found = latest(store, f"{run}/checkpoints") if run else None
@@ -49,7 +49,7 @@ def newest_checkpoint(store: Storage) -> Checkpoint:
 def run_id(store: Storage) -> str:
     """The id of the MLflow run of the training that was run last. Raises ValueError when there is none."""
     try:
-        run = json.loads(store.read(LATEST))["run_id"]
+        run = read_object(store, LATEST).get("run_id")
     except FileNotFoundError:
         run = None
     if run is None:

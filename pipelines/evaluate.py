@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.json_values import read_object, read_text
 from infra.storage import Storage
 from stages import metrics
 from stages.metrics import Evaluation, Mode, MultiView, Value
@@ -109,7 +110,7 @@ def run_id(workflow: Workflow) -> str | None:
     store, job = workflow.store(), training(workflow)
     if not store.exists(job.tracking_key):
         return None
-    return str(json.loads(store.read(job.tracking_key))["run_id"])
+    return read_text(store, job.tracking_key, "run_id")
 
 
 def result_name(checkpoint: Checkpoint, settings: EvaluateSettings) -> str:
@@ -133,7 +134,7 @@ def result_name(checkpoint: Checkpoint, settings: EvaluateSettings) -> str:
 
 
 def read_result(store: Storage, key: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(store.read(key))
+    result = read_object(store, key)
     if result.get("schema") != SCHEMA:
         raise ValueError(f"{key}: not of schema {SCHEMA}; delete it to evaluate again")
     return result

@@ -14,7 +14,6 @@ takedowns stay for good.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -23,13 +22,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra import lease
+from infra.json_values import parsed, parsed_object
 from infra.storage import Entry, Storage
 from pipelines.policy import FOLDER as TAKEDOWNS
-from pipelines.policy import STATE
+from pipelines.policy import STATE, read_record
 from pipelines.reachable import reachable
 from pipelines.segments import SCHEMA
 from pipelines.workflow import Workflow
 from stages.dataset import LATEST, TOMBSTONE
+from stages.versions import latest_version
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _of_versions(store: Storage, found: Orphans, keep: int | None) -> set[str]:
     named = {key: _manifests(store, key) for key in entries}
     standing = [key for key in entries if named[key] is not None]
     if keep is not None:
-        latest = f"dataset/{_json(store, LATEST).get('version')}.json" if store.exists(LATEST) else ""
+        latest = f"dataset/{latest_version(store)}.json"
         standing.sort(key=lambda key: (key == latest, entries[key].modified_s), reverse=True)
         gone = {key for key in standing[max(1, keep):] if found.note("datasets", entries[key])}
         standing = [key for key in standing if key not in gone]
@@ -127,16 +128,16 @@ def _manifests(store: Storage, key: str) -> list[str] | None:
     content = _json(store, key)
     if TOMBSTONE in content:
         return None
-    if "manifests" not in content:
+    names = content.get("manifests")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{key} in {store.root} is damaged; bring it back, for what it names must stay")
-    names: list[str] = content["manifests"]
     return names
 
 
 def _of_takedowns(store: Storage) -> set[str]:
     """Shards, old and new, of a takedown that was interrupted: the next run or takedown goes on with it."""
-    records = [_json(store, key) for key in store.list(TAKEDOWNS) if key != STATE]
-    shards = [record.get("shards", {}) for record in records if not record.get("finished")]
+    records = [read_record(store, key) for key in store.list(TAKEDOWNS) if key != STATE]
+    shards = [record["shards"] for record in records if not record["finished"]]
     return {name for pairs in shards for pair in pairs.items() for name in pair if name}
 
 
@@ -168,7 +169,7 @@ def _ledger(store: Storage, found: Orphans, segments: set[str]) -> None:
 def _of_another_version(store: Storage, key: str) -> bool:
     """A segment that this version cannot judge, unlike one that is damaged."""
     try:
-        return bool(json.loads(store.read(key).partition(b"\n")[0])["schema"] != SCHEMA)
+        return bool(parsed(store.read(key).partition(b"\n")[0])["schema"] != SCHEMA)
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -195,10 +196,9 @@ def _stem(key: str) -> str:
 def _json(store: Storage, key: str) -> dict[str, Any]:
     """What an object says; nothing when it is damaged."""
     try:
-        value = json.loads(store.read(key))
+        return parsed_object(store.read(key))
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _answer(found: Orphans, grace: str, dry_run: bool) -> Answer:

@@ -9,10 +9,10 @@ the ledger has them. See `pipelines.takedown` for what is removed from the store
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from infra.json_values import damaged, is_number, read_object
 from infra.storage import Storage
 from pipelines.ledger import Ledger, Record, Ref, holds, in_pages
 from pipelines.workflow import Step, Workflow
@@ -45,7 +45,7 @@ class Policy:
             raise ValueError(
                 f"policy.takedown: not set, but {store.root} was swept for a list ({keys[0]}); name that list"
             )
-        self.records = {key: json.loads(store.read(key)) for key in keys if key != STATE}
+        self.records = {key: read_record(store, key) for key in keys if key != STATE}
         self._found: dict[str, Entry] = {}   # by the hash of a unit's id
         self._places: dict[str, list[tuple[float, float, Entry]]] = {}   # s, by that of what it was cut from
         self._recall()
@@ -211,3 +211,31 @@ class Policy:
 
 def _marked(clip: Clip, reason: str, detail: Any) -> Clip:
     return clip.copy(listed={**clip.listed, "error": reason, "detail": str(detail)})
+
+
+def read_record(store: Storage, key: str) -> dict[str, Any]:
+    """What `pv3d takedown` wrote down. Raises ValueError for a damaged one: what must not come back would."""
+    record = read_object(store, key)
+    clips, shards, places = (record.get(name) for name in ("clips", "shards", "places"))
+    sound = (
+        _texts(record.get("entries")) and _texts(record.get("files"))
+        and isinstance(clips, dict) and all(_texts(causes) for causes in clips.values())
+        and isinstance(shards, dict) and all(isinstance(new, str | None) for new in shards.values())
+        and isinstance(places, list) and all(_place(place) for place in places)
+        and isinstance(record.get("finished"), bool)
+    )  # fmt: skip
+    if not sound:
+        raise damaged(store, key)
+    return record
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _place(value: object) -> bool:
+    """(hash, start, end, causes)"""
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    part, start, end, causes = value
+    return isinstance(part, str) and is_number(start) and is_number(end) and _texts(causes)

@@ -15,8 +15,8 @@ from infra.storage import Storage
 from pipelines.report_figures import Seen
 from pipelines.report_sources import rows
 from pipelines.report_walk import Tally, Walk
-from stages.dataset import TOMBSTONE
 from stages.provenance import clean, config_hash
+from stages.versions import figures_of, latest_version
 
 if TYPE_CHECKING:
     from pipelines.workflow import Workflow
@@ -56,18 +56,14 @@ def _when(time_s: float) -> str:
 
 def dataset(store: Storage) -> dict[str, Any] | None:
     """The version that training reads; None before the first, and after a takedown of all."""
-    if not store.exists("dataset/latest.json"):
-        return None
-    version = str(json.loads(store.read("dataset/latest.json"))["version"])
-    data = store.read(f"dataset/{version}.json")
-    content = json.loads(data)
-    if TOMBSTONE in content:
+    version = latest_version(store)
+    found = None if version is None else figures_of(store, version)
+    if found is None:
         return None
     return {
-        "version": version, "sha256": hashlib.sha256(data).hexdigest(), "clips": int(content["samples"]),
-        "people": int(content["identities"]), "frames": int(content["frames"]),
-        "bytes": int(content["bytes"]), "shards": int(content["shards"]),
-        "fps": float(content["fps"]), "size": int(content["size"]),
+        "version": version, "sha256": hashlib.sha256(found.data).hexdigest(), "clips": found.samples,
+        "people": found.identities, "frames": found.frames, "bytes": found.bytes, "shards": found.shards,
+        "fps": found.fps, "size": found.size,
     }  # fmt: skip
 
 

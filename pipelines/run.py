@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -21,7 +20,7 @@ from pipelines.rates import duration
 from pipelines.stage_keys import keys_asked
 from pipelines.status import workflow_status
 from pipelines.workflow import Workflow
-from stages.dataset import LATEST
+from stages.versions import figures_of, latest_version
 
 if TYPE_CHECKING:
     from pipelines.runner import Prepared
@@ -120,11 +119,11 @@ def _report(workflow: Workflow) -> dict[str, Any]:
 
 def _dataset(store: Storage) -> dict[str, Any]:
     """The version that the data stages made; nothing where no stage makes one."""
-    if not store.exists(LATEST):
+    version = latest_version(store)
+    found = None if version is None else figures_of(store, version)
+    if found is None:
         return {}
-    version = json.loads(store.read(LATEST))["version"]
-    content = json.loads(store.read(f"dataset/{version}.json"))
-    counts = {name: content[name] for name in ("shards", "bytes", "samples", "frames", "identities")}
+    counts = {name: getattr(found, name) for name in ("shards", "bytes", "samples", "frames", "identities")}
     return {"dataset": {"version": version, **counts}}
 
 

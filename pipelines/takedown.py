@@ -21,6 +21,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.json_values import read_object
 from infra.lease import hold
 from infra.storage import Storage
 from infra.words import many
@@ -213,8 +214,7 @@ def _text(answer: dict[str, Any], dry_run: bool) -> str:
 
 
 def _read(store: Storage, key: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(store.read(key))
-    return value
+    return read_object(store, key)
 
 
 def _json(value: Any) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from infra.json_values import read_text
 from infra.storage import Storage, open_storage
 from model.config import Variant, to_dict, with_changes
 from pipelines.settings import StorageSettings, TrainSettings
@@ -110,7 +111,7 @@ class Job:
     def mlflow_run(self) -> str | None:
         """The id of its MLflow run, None before there is one."""
         try:
-            return str(json.loads(self.store.read(self.tracking_key))["run_id"])
+            return read_text(self.store, self.tracking_key, "run_id")
         except FileNotFoundError:
             return None
 

@@ -210,6 +210,27 @@ def test_what_is_told_shows_nothing_but_text(tiny):
     assert max(map(len, text.splitlines())) < 500
 
 
+TOLD = {"step": 2, "steps": 10, "steps_per_second": 0.5, "eta_s": 16.0, "time": 5.0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": "x"}, {"steps": None}, {"time": float("nan")}, {"time": None}, {"eta_s": float("inf")},
+        {"eta_s": None}, {"steps_per_second": "z"}, {"step": -1}, {"dataset": 5}, {"steps": 10**400}, None,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_training_tells_in_wrong_types_is_not_believed(tiny, wrong):
+    from pipelines.after_data import told
+
+    tiny.store.write("train/a/progress.json", json.dumps(TOLD).encode())
+    assert told(tiny.store, "train/a") == TOLD
+    said = b"[" * 200_000 if wrong is None else json.dumps({**TOLD, **wrong}).encode()
+    tiny.store.write("train/a/progress.json", said)
+    assert told(tiny.store, "train/a") is None
+
+
 def test_what_old_runs_told_goes_with_their_leases(tiny):
     for number in (1, 2):
         tiny.store.write(f"lease/{number:08d}.json", b"{}")
