@@ -15,6 +15,7 @@ from typing import Any
 
 from infra.json_values import parsed_object
 from infra.storage import Storage, StorageError
+from infra.words import printable
 from pipelines.records import Record, Ref
 from pipelines.workflow import Step, Workflow
 
@@ -67,16 +68,17 @@ class Changes:
 def difference(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """"settings of AlignCrop changed: size 256 -> 512"."""
     if before["use"] != now["use"]:
-        return f"{stage} is another class: {before['use']} -> {now['use']}"
+        return f"{stage} is another class: {printable(before['use'])} -> {now['use']}"
     if before["version"] != now["version"]:
-        return f"{stage} is another version: {before['version']} -> {now['version']}"
+        return f"{stage} is another version: {printable(before['version'])} -> {now['version']}"
     old, new = _flat(before["settings"]), _flat(now["settings"])
     parts = [
-        f"{name} {_short(old, name)} -> {_short(new, name)}"
+        f"{printable(name)} {_short(old, name)} -> {_short(new, name)}"
         for name in [*old, *(name for name in new if name not in old)]
         if (name in old, old.get(name)) != (name in new, new.get(name))
     ]
-    return f"settings of {stage} changed: {', '.join(parts)}" if parts else OF_ACCESS.format(stage)
+    told = printable(", ".join(parts), 1000)
+    return f"settings of {stage} changed: {told}" if parts else OF_ACCESS.format(stage)
 
 
 def keys_asked(workflow: Workflow) -> dict[str, str]:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra import checkpoints
+from infra.json_values import read_object, read_text
 from infra.storage import StorageError
 from pipelines.checkpoints import LATEST, run_id
 from pipelines.policy import Policy
@@ -231,7 +232,7 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
                 start = done
             bars.tick()
     if store.exists(job.stopped):
-        raise ValueError(json.loads(store.read(job.stopped))["reason"])
+        raise ValueError(read_text(store, job.stopped, "reason"))
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -250,6 +251,7 @@ def _work(config: dict[str, Any]) -> None:
 def _done(job: Job) -> int:
     """Updates done, as worker 0 last told."""
     try:
-        return int(json.loads(job.store.read(job.progress))["step"])
-    except FileNotFoundError:
+        step = read_object(job.store, job.progress).get("step")
+    except (FileNotFoundError, ValueError):
         return 0
+    return step if isinstance(step, int) else 0

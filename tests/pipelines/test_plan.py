@@ -183,6 +183,8 @@ def test_differences_are_told_as_people_set_them(tiny):
     facts = {"use": "a:A", "version": 1, "settings": {"size": 256, "limits": {"blur": 1.0, "yaw": 40}}}
     assert difference("A", facts, {**facts, "use": "b:B"}) == "A is another class: a:A -> b:B"
     assert difference("A", facts, {**facts, "version": 2}) == "A is another version: 1 -> 2"
+    forged = difference("A", {**facts, "use": "\x1b[31m" + "u" * 10**6}, facts)
+    assert (forged[:30], len(forged) < 300) == ("A is another class: \\x1b[31muu", True)
     now = {**facts, "settings": {"size": 512, "limits": {"blur": 1.0, "yaw": 60}, "new": "x" * 100}}
     told = difference("A", facts, now)
     assert told.startswith("settings of A changed: size 256 -> 512, limits.yaw 40 -> 60, new unset -> ")
