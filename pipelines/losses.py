@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from infra.words import printable
+
 EXAMPLES = 3
 MOST = 1000                                  # units of a kind that are kept to be listed
 
@@ -57,9 +59,10 @@ class Loss:
         """A line, and for rows that nobody finds without it where the first ones are."""
         lines = [f"{self.reasons.total():>7}  {self.what}"]
         if set(self.reasons) != {self.kind}:
-            lines.append(" " * 9 + ", ".join(f"{text} ({n})" for text, n in self.reasons.most_common()))
+            said = (f"{printable(text)} ({n})" for text, n in self.reasons.most_common())
+            lines.append(" " * 9 + ", ".join(said))
         if self.kind == "bad row":
-            lines += [" " * 9 + (unit.detail or unit.source) for unit in self.units[:EXAMPLES]]
+            lines += [" " * 9 + printable(unit.detail or unit.source) for unit in self.units[:EXAMPLES]]
         return "\n".join(lines)
 
 
