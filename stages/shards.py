@@ -152,7 +152,8 @@ class WriteShards(GroupStage):
             lost = error.keys
             raise LostOutputError(str(error).partition(";")[0], lambda clip: clip.shard in lost) from error
         log.info("dataset %s: %s", version, many(shards.total(), "clip"))
-        return standing(store) or version
+        now = standing(store)  # of another run's version: then this one is concluded once more
+        return now if now and now.startswith(f"{version}:") else version
 
     def standing(self, store: Storage) -> str | None:
         """The latest version, when it is there with all its shards."""
