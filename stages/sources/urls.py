@@ -26,6 +26,7 @@ from stages.sources.lists import Span, number
 
 _TEXTS = frozenset({"start", "end", "identity", "licence", "split"})
 KNOWN = ("url", "start", "end", "box", "identity", "licence", "split")
+ROWS = 512                                   # that are written and read at a time
 Row = dict[str, Any]
 _encode = encoder(compact=True)
 _encode_sorted = encoder(sort_keys=True)
@@ -42,7 +43,7 @@ class _Rows:
 
     def add(self, video: str, url: str, part: str) -> None:
         self._page.append((video, url, part))
-        if len(self._page) == 512:
+        if len(self._page) == ROWS:
             self._put()
 
     def fault(self, line: int, why: Drop) -> None:
@@ -58,13 +59,21 @@ class _Rows:
     def videos(self) -> Iterator[tuple[str, str, list[Span]]]:
         """(video, its first address, its parts), in the order in which videos come first in the file."""
         self._put()
+        for _, of_video in groupby(self._in_order(), itemgetter(0)):
+            held = list(of_video)
+            yield held[0][1], held[0][2], [row[3] for row in held]
+
+    def _in_order(self) -> Iterator[tuple[int, str, str, Span]]:
+        """(number of the first row of its video, video, url, part) of every row."""
+        twice = self._db.execute("SELECT 1 FROM rows GROUP BY video HAVING count(*) > 1 LIMIT 1").fetchone()
         rows = self._db.execute(
             "SELECT first, video, url, part FROM "
             "(SELECT *, min(n) OVER (PARTITION BY video) AS first FROM rows) ORDER BY first, n"
+            if twice else "SELECT n, video, url, part FROM rows ORDER BY n"
         )
-        for _, of_video in groupby(rows, itemgetter(0)):
-            held = list(of_video)
-            yield held[0][1], held[0][2], json.loads(f"[{','.join(row[3] for row in held)}]")
+        while page := rows.fetchmany(ROWS):
+            parts = json.loads(f"[{','.join([row[3] for row in page])}]")
+            yield from ((*row[:3], part) for row, part in zip(page, parts, strict=True))
 
 
 @dataclass
