@@ -172,11 +172,13 @@ def _youtube_id(host: str, path: str, query: str) -> str:
 
 
 def unit(
-    dataset: str, name: str, url: str, spans: Sequence[Span], licence: str = "unknown", identity: str = ""
-) -> Clip:
-    """One listed video. `name` distinguishes it in its data set, raw. A url we refuse gives an error unit."""
+    dataset: str, name: str, url: str, spans: Sequence[Span], licence: str = "unknown", identity: str = "",
+    known: str = "",
+) -> Clip:  # fmt: skip
+    """One listed video. `name` distinguishes it in its data set, raw. A url we refuse gives an error unit.
+    `known`: its `source_id`, where that was asked for already."""
     try:
-        listed = {"source_id": source_id(url), **({"spans": _own_keys(spans)} if spans else {})}
+        listed = {"source_id": known or source_id(url), **({"spans": _own_keys(spans)} if spans else {})}
     except Drop as drop:
         return error_unit(dataset, name, url, drop.reason, drop.detail)
     return Clip(
@@ -197,6 +199,8 @@ def _public(url: str) -> str:
 
 def _own_keys(spans: Sequence[Span]) -> list[Span]:
     """Parts that a list names twice get a number: each must be accounted for."""
+    if len(spans) == 1:
+        return list(spans)
     taken: set[str] = set()
     own: list[Span] = []
     for span in spans:

@@ -122,7 +122,7 @@ class Urls(Source):
         licences = {span["licence"] for span in spans}
         return lists.unit(
             self.dataset, name, url, spans, licences.pop() if len(licences) == 1 else "several",
-            people.pop() if len(people) == 1 else "",
+            people.pop() if len(people) == 1 else "", identity,
         )
 
     def _span(self, row: Row) -> Span:
