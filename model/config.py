@@ -59,6 +59,9 @@ class RenderingConfig:
     white_background: bool = False
     importance_at_eval: Literal["deterministic", "random"] = "deterministic"
     """The official code draws at evaluation too, so its frames flicker; ours do not unless asked."""
+    chunk_rays: int | None = None
+    """Rays rendered at once, of one frame; None: all of all frames. A chunk is computed again in the backward
+    pass, so that the renderer's memory is that of one chunk. Changes no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,8 @@ class ModelConfig:
                 require(ok, "plane_axes", plane, "two letters of x, y, z such as 'xz', or a 2 x 3 matrix")
         require(r.resolution >= 1, "rendering.resolution", r.resolution, "1 or more")
         require(r.samples_coarse >= 2, "rendering.samples_coarse", r.samples_coarse, "2 or more")
+        require(r.chunk_rays is None or r.chunk_rays >= 1, "rendering.chunk_rays", r.chunk_rays,
+                 "1 or more, or null for all rays at once")  # fmt: skip
         require(r.samples_fine >= 0, "rendering.samples_fine", r.samples_fine, "0 or more")
         require(r.samples_fine == 0 or r.samples_coarse >= 4, "rendering.samples_coarse", r.samples_coarse,
                  "4 or more with importance samples, or samples_fine 0")  # fmt: skip

@@ -11,6 +11,7 @@ z_m, t)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -165,7 +166,8 @@ class Generator(nn.Module):
         flat_planes, flat_ws = planes.flatten(0, 1), ws.flatten(0, 1)
         draws = self._ray_draws(b * t, side * side, flat_ws, generator, deterministic, coarse_jitter, fine_u)
         run: Any = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else _call
-        features, depth, total, xyz = run(
+        trace: Any = run if self.config.rendering.chunk_rays is None else _call  # chunks do it themselves
+        features, depth, total, xyz = trace(
             self.trace, flat_planes, cameras.flatten(0, 1), side, *draws, return_xyz
         )
         raw = self.to_img_raw(
@@ -192,28 +194,15 @@ class Generator(nn.Module):
         depths = rendering.stratified_depths(
             start, end, r.samples_coarse, jitter, disparity=r.disparity_sampling
         )
-        planes = plane_layout(planes)  # once for both passes
-        parts: Any = {"axes": self.plane_axes, "box_warp": r.box_warp, "decoder": self.decoder}
-        colour, density = rendering.shade(planes, origins, directions, depths, **parts)
-        colours = [colour]
-        if u is not None:
-            with torch.no_grad():
-                weights = rendering.interval_weights(density, depths)
-                fine_depths = rendering.importance_depths(depths, weights, u)
-            fine_colour, fine_density = rendering.shade(planes, origins, directions, fine_depths, **parts)
-            colours.append(fine_colour)
-            depths, density = (
-                torch.cat([depths, fine_depths], dim=-1),
-                torch.cat([density, fine_density], dim=-1),
-            )
-        seen = rendering.composite(density, depths, colours, white_background=r.white_background)
+        planes = plane_layout(planes)  # once for all passes
+        march: Any = partial(rendering.march, axes=self.plane_axes, box_warp=r.box_warp, decoder=self.decoder,
+                             white_background=r.white_background, points=return_xyz)  # fmt: skip
+        if r.chunk_rays is not None:
+            march = partial(rendering.march_in_chunks, march, r.chunk_rays)
+        seen = rendering.Seen(*march(planes, origins, directions, depths, u))
         features = (seen.colour * 2 - 1).transpose(1, 2).unflatten(2, (side, side)).contiguous()
-        maps = [x.unflatten(1, (1, side, side)) for x in (seen.depth, seen.weight_total)]
-        xyz = features.new_empty(0)
-        if return_xyz:
-            xyz = rendering.expected_points(seen.weights, seen.depths, origins, directions).unflatten(
-                1, (side, side)
-            )
+        maps = [x.unflatten(1, (1, side, side)) for x in (seen.depth_within_frame(), seen.weight_total)]
+        xyz = seen.points.unflatten(1, (side, side)) if return_xyz else features.new_empty(0)
         return features, maps[0], maps[1], xyz
 
     def sample(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ along the unit ray, in world units."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from model.triplane import Decoder, sample_planes
 
@@ -185,3 +187,78 @@ def shade(
     points = (origins[:, None, None] + depths[..., None] * directions[:, :, None]).view(n, q * s, 3)
     colour, density = decoder(sample_planes(planes, points, axes, box_warp))
     return colour.view(n, q, s, -1), density.view(n, q, s)
+
+
+@dataclass
+class Seen:
+    """What `march` makes of Q rays of N frames: the part of `Composite` that is kept, rays in dimension 1."""
+
+    colour: Tensor
+    """[N, Q, C]"""
+    depth: Tensor
+    """[N, Q], infinite where nothing is seen"""
+    weight_total: Tensor
+    """[N, Q]"""
+    points: Tensor
+    """[N, Q, 3], where the rays end on average; [N, Q, 0] unless asked for"""
+    last: Tensor
+    """[N, Q], depth of the last sample"""
+
+    def depth_within_frame(self) -> Tensor:
+        """[N, Q] finite: an empty ray takes the last depth of its own frame, as in `composite`."""
+        return torch.minimum(self.depth, self.last.amax(dim=1, keepdim=True))
+
+
+March = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
+
+
+def march(
+    planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, u: Tensor | None, *,
+    axes: Tensor, box_warp: float, decoder: Decoder, white_background: bool, points: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The fields of `Seen`: coarse samples at `depths` [N, Q, S], fine ones by `u` [N, Q, F] (None: none),
+    and their composite. Each ray by itself."""
+
+    def samples(at: Tensor) -> tuple[Tensor, Tensor]:
+        return shade(planes, origins, directions, at, axes=axes, box_warp=box_warp, decoder=decoder)
+
+    colour, density = samples(depths)
+    colours = [colour]
+    if u is not None:
+        with torch.no_grad():
+            fine_depths = importance_depths(depths, interval_weights(density, depths), u)
+        fine_colour, fine_density = samples(fine_depths)
+        colours.append(fine_colour)
+        depths = torch.cat([depths, fine_depths], dim=-1)
+        density = torch.cat([density, fine_density], dim=-1)
+    seen = composite(density, depths, colours, white_background=white_background)
+    where = depths[..., :0].clone()
+    if points:
+        where = expected_points(seen.weights, seen.depths, origins, directions)
+    # What a frame's empty rays take is only known when all of its chunks are there.
+    depth = seen.depth.masked_fill(seen.weight_total == 0, float("inf"))
+    last = seen.depths[..., -1].clone()  # a view would keep all depths
+    return seen.colour, depth, seen.weight_total, where, last
+
+
+def march_in_chunks(
+    function: March, rays: int, planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor,
+    u: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """`function` (a `march`) over at most `rays` rays of one frame at a time, each chunk computed again in
+    the backward pass. Nothing is drawn in it: values and gradients are those of all rays at once."""
+    frames = []
+    per_frame = [x.split(1) for x in (planes, origins, directions, depths)]
+    draws = [None] * len(planes) if u is None else u.split(1)
+    for plane, origin, direction, depth, draw in zip(*per_frame, draws, strict=True):
+        chunks = []
+        for start in range(0, depth.shape[1], rays):
+            part = slice(start, start + rays)
+            mine = None if draw is None else draw[:, part]
+            args = (plane, origin, direction[:, part], depth[:, part], mine)
+            if torch.is_grad_enabled():
+                chunks.append(checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False))
+            else:
+                chunks.append(function(*args))
+        frames.append([torch.cat(x, dim=1) for x in zip(*chunks, strict=True)])
+    return tuple(torch.cat(x) for x in zip(*frames, strict=True))

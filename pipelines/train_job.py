@@ -16,8 +16,8 @@ from model.config import Variant, to_dict, with_changes
 from pipelines.settings import StorageSettings, TrainSettings
 from stages.dataset import Sample
 
-NEUTRAL = ("updates", "checkpointing")
-"""Of the recipe: what changes a run's length or cost, not its course."""
+NEUTRAL = (("recipe", "updates"), ("recipe", "checkpointing"), ("model", "rendering", "chunk_rays"))
+"""Of the variant: what changes a run's length or cost, not its course."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ class Job:
         if self.settings.name:
             return self.settings.name
         variant: dict[str, Any] = to_dict(self.variant)
-        for neutral in NEUTRAL:
-            del variant["recipe"][neutral]
+        for *path, neutral in NEUTRAL:
+            holder = variant
+            for part in path:
+                holder = holder[part]
+            del holder[neutral]
         shape = {
             "variant": variant,
             "seed": self.settings.seed,

@@ -52,6 +52,7 @@ def test_the_paper_weights_of_the_three_data_sets():
         ({"rendering.samples_fine": -1}, "rendering.samples_fine is -1; give 0 or more"),
         ({"rendering.samples_fine": True}, "rendering.samples_fine is True; give a whole number"),
         ({"w_dim": 51.2}, "w_dim is 51.2; give a whole number"),
+        ({"rendering.chunk_rays": 0}, "rendering.chunk_rays is 0; give 1 or more, or null for all rays"),
         ({"discriminator.frames": 1}, "discriminator.frames is 1; give 2 or more"),
         ({"discriminator.image": False, "discriminator.video": False}, "at least one"),
         ({"discriminator": 3}, "discriminator is 3; give a table"),

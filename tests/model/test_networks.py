@@ -214,6 +214,53 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(ours, theirs)
 
 
+BOX = {"rendering.samples_fine": 0, "rendering.ray_start": None, "rendering.ray_end": None}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "checkpointing", "changes"),  # of 64 rays a frame
+    [(7, False, {}), (16, True, {}), (1000, False, BOX), (33, True, BOX)],
+)
+def test_rays_in_chunks_give_the_same_frames_and_gradients(chunk, checkpointing, changes):
+    names = ("z", "z_m", "times", "cameras")
+    given = losses.GeneratorInputs(**dict(zip(names, inputs(small()), strict=True)))
+    results = []
+    for rays in (None, chunk):
+        torch.manual_seed(0)
+        config = small(**changes, **{"rendering.chunk_rays": rays})
+        net, d_img, d_vid = Generator(config), ImageDiscriminator(config), VideoDiscriminator(config)
+        net.checkpointing = checkpointing
+        given.random = [torch.Generator().manual_seed(video) for video in range(2)]
+        sum(losses.generator_main_loss(net, d_img, d_vid, given, Recipe()).values()).backward()
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        with torch.no_grad():
+            frames = net.eval()(given.z, given.z_m, given.times, given.cameras, return_xyz=True,
+                                noise_mode="const")  # fmt: skip
+        results.append([*vars(frames).values(), *gradients])
+    assert len(results[0]) > 30
+    for whole, chunked in zip(*results, strict=True):
+        assert float((whole - chunked).abs().max()) <= 1e-6 * max(1.0, float(whole.abs().max()))
+
+
+def test_rays_in_chunks_keep_less_for_the_backward_pass():
+    """Bytes that a rendering keeps until its backward pass, without the planes that both keep."""
+    kept = {}
+    for rays in (None, 16):
+        config = small(**{"rendering.chunk_rays": rays, "rendering.resolution": 16})
+        net, held = Generator(config), {}
+        _, _, _, c = inputs(config)
+        planes = torch.randn(2, 2, 3, 4, 16, 16, requires_grad=True)
+
+        def hold(tensor, held=held, planes=planes):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            net.trace(planes.flatten(0, 1), c.flatten(0, 1), 16, torch.rand(4, 256, 5), torch.rand(4, 256, 3))
+        kept[rays] = sum(held.values())
+    assert kept[16] < kept[None] / 3
+
+
 def test_bf16_stays_close_and_gives_finite_gradients():
     config = small()
     torch.manual_seed(0)

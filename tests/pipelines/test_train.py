@@ -427,6 +427,8 @@ def test_other_settings_start_another_run_and_more_steps_continue(data: Path) ->
 
     same = plan(workflow(data))
     assert plan(workflow(data, steps=99, log_every=1, workers=1, zero_stage=2)).run == same.run
+    cheaper = {"recipe": {"checkpointing": True}, "model": {"rendering.chunk_rays": 16}, "accumulate": 2}
+    assert plan(workflow(data, workers=1, **cheaper)).run == same.run
     others = {
         plan(workflow(data, **change)).run
         for change in ({"seed": 2}, {"batch": 2, "workers": 1}, {"precision": "bfloat16"})
