@@ -55,9 +55,9 @@ def _all(workflow: Workflow, store: Storage, dataset_changes: bool) -> list[Late
     train = Later("train", done, left, left / rate if rate else None)
     if newest is None or left:
         return [train, Later("evaluate", 0, 1), Later("register", 0, 1)]
-    from pipelines.evaluate import result_name
+    from pipelines.evaluate import of, result_name
 
-    evaluated = int(store.exists(result_name(newest, workflow.evaluate)))
+    evaluated = int(store.exists(result_name(of(newest), workflow.evaluate)))
     registered = int(_is_registered(workflow, newest))
     return [
         train, Later("evaluate", evaluated, 1 - evaluated), Later("register", registered, 1 - registered)

@@ -148,6 +148,11 @@ waits = click.option(
     "--wait", is_flag=True, help="Wait for the end of a run that has the store, instead of refusing."
 )
 
+tracked = click.option(
+    "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
+    default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.",
+)  # fmt: skip
+
 
 @click.group(
     cls=_Program,
@@ -249,6 +254,40 @@ def report(workflow: Any, out: Path | None) -> Answer:
     return {"report": path}, f"report  {path}"
 
 
+@main.command(epilog="Example: pv3d gate --profile demo --version 3")
+@takes_workflow
+@click.option("--version", type=click.IntRange(1), metavar="N", help="In place of the one of register.alias.")
+@answers
+def gate(workflow: Any, version: int | None) -> Answer:
+    """Tell whether a registered version keeps the rules of register.gate, and why; changes no alias."""
+    from pipelines.gate import told
+
+    return told(workflow, version, promote=False)
+
+
+@main.command(epilog="Example: pv3d promote --profile demo")
+@takes_workflow
+@click.option("--version", type=click.IntRange(1), metavar="N", help="In place of the one of register.alias.")
+@answers
+def promote(workflow: Any, version: int | None) -> Answer:
+    """Make a registered version champion, if it keeps the rules of register.gate."""
+    from pipelines.gate import told
+
+    return told(workflow, version, promote=True)
+
+
+@main.command(epilog="Example: pv3d rollback pv3d")
+@click.argument("name", metavar="NAME")
+@tracked
+@answers
+def rollback(name: str, tracking: str) -> Answer:
+    """Give the alias champion of a registered model back to the version that had it before."""
+    from pipelines.gate import rollback as back
+
+    old, new = back(name, tracking)
+    return {"name": name, "from": old, "to": new}, f"{name}: champion is version {new} again, no longer {old}"
+
+
 @main.command(epilog="Example: pv3d generate models:/pv3d@candidate --seeds 0-3 --frames 16 --out samples")
 @click.argument("model", metavar="MODEL")
 @click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Such as 0-3 or 1,5,9.")
@@ -256,10 +295,7 @@ def report(workflow: Any, out: Path | None) -> Answer:
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--yaw", default=0.0, show_default=True, help="Degrees that the camera swings to either side.")
 @click.option("--psi", default=1.0, show_default=True, help="Truncation: below 1 the faces are more alike.")
-@click.option(
-    "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
-    default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.",
-)  # fmt: skip
+@tracked
 @answers
 def generate(
     model: str, seeds: str, frames: int, out: Path, yaw: float, psi: float, tracking: str

@@ -138,6 +138,9 @@ def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> set[str]:
         if isinstance(key, int):  # an item of a list
             here = next(iter(typing.get_args(here)), None)
             continue
+        if typing.get_origin(here) is dict:  # whose keys are names
+            here = typing.get_args(here)[1]
+            continue
         is_model = isinstance(here, type) and issubclass(here, BaseModel)
         info = here.model_fields.get(str(key)) if is_model else None
         here = info.annotation if info else None

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PREFIX = "evaluate"
+NEUTRAL = ("every", "workers")
+"""Settings that change no figure."""
 YAW_DEG = 30.0
 SEED_STRIDE = 1_000_000
 """Videos of evaluation seed s are the seeds from s times this on, so that two evaluations share no video."""
@@ -47,27 +49,51 @@ def evaluate(workflow: Workflow) -> dict[str, Any]:
 
     Raises ValueError when there is no checkpoint, or a metric or backend cannot be imported.
     """
-    store = workflow.store()
-    checkpoint = newest_checkpoint(workflow)
-    computes = {path: metrics.load(path) for path in workflow.evaluate.metrics}
-    _check_backends(workflow.evaluate)
-    name = result_name(checkpoint, workflow.evaluate)
-    if store.exists(name):
-        log.info("evaluation of %s is done", checkpoint.key)
-        result = read_result(store, name)
-    else:
+    subject = of(newest_checkpoint(workflow))
+    result = figures(workflow.store(), workflow.evaluate, subject)
+    artifact = result_name(subject, workflow.evaluate).rpartition("/")[2]
+    _log_to_run(workflow, artifact, result)
+    return result
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Weights that are measured: a checkpoint's, or a registered version's."""
+
+    weights: str  # sha256 (hex) of the file of the averaged generator
+    step: int
+    checkpoint: str  # key of the store
+    open: Callable[[], OpenModel]
+
+
+def of(checkpoint: Checkpoint) -> Subject:
+    from pipelines.checkpoints import EMA
+
+    def opened() -> OpenModel:
         from pipelines.models import of_checkpoint
 
-        values = measure(of_checkpoint(store, checkpoint.key), workflow.evaluate, computes)
-        result = {
-            "schema": SCHEMA,
-            "checkpoint": checkpoint.key,
-            "step": checkpoint.step,
-            "settings": workflow.evaluate.model_dump(mode="json"),
-            "metrics": {key: value.to_json() for key, value in values.items()},
-        }
-        store.write(name, json.dumps(result, indent=1, allow_nan=False).encode())
-    _log_to_run(workflow, name.rpartition("/")[2], result)
+        return of_checkpoint(checkpoint.store, checkpoint.key)
+
+    return Subject(checkpoint.card["files"][EMA]["sha256"], checkpoint.step, checkpoint.key, opened)
+
+
+def figures(store: Storage, settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
+    """What the json of `subject` holds: read when it is in the store, else measured and written."""
+    computes = {path: metrics.load(path) for path in settings.metrics}
+    _check_backends(settings)
+    name = result_name(subject, settings)
+    if store.exists(name):
+        log.info("evaluation of %s is done", subject.checkpoint)
+        return read_result(store, name)
+    values = measure(subject.open(), settings, computes)
+    result = {
+        "schema": SCHEMA,
+        "checkpoint": subject.checkpoint,
+        "step": subject.step,
+        "settings": settings.model_dump(mode="json"),
+        "metrics": {key: value.to_json() for key, value in values.items()},
+    }
+    store.write(name, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
 
@@ -113,24 +139,22 @@ def run_id(workflow: Workflow) -> str | None:
     return read_text(store, job.tracking_key, "run_id")
 
 
-def result_name(checkpoint: Checkpoint, settings: EvaluateSettings) -> str:
-    """The key of a result: another for another checkpoint, setting or metric version, and when weights
-    came."""
+def result_name(subject: Subject, settings: EvaluateSettings) -> str:
+    """The key of a result: another for other weights, settings or metric versions, and when weights came."""
     from infra.weights import find
-    from pipelines.checkpoints import EMA
 
     code = hashlib.sha256()
     for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py")):
         code.update(file.read_bytes())
     here = {name: find(name) is not None for path in settings.metrics for name in metrics.weights_of(path)}
     parts = [
-        checkpoint.card["files"][EMA]["sha256"],
-        settings.model_dump(mode="json"),
+        subject.weights,
+        settings.model_dump(mode="json", exclude=set(NEUTRAL)),
         code.hexdigest(),
         here,
     ]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{PREFIX}/{checkpoint.step:08d}-{key}.json"
+    return f"{PREFIX}/{subject.step:08d}-{key}.json"
 
 
 def read_result(store: Storage, key: str) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class PortraitVideos(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         psi, mapping = float((params or {}).get("psi", PSI)), (params or {}).get("mapping", MAPPING[0])
         if mapping not in MAPPING:
             raise ValueError(f"mapping {mapping!r}: give {' or '.join(MAPPING)}")
+        if not np.isfinite(psi):
+            raise ValueError(f"psi {psi}: give a finite number, such as 0.7")
         seeds = [int(seed) for seed in rows["seed"]]
         times = np.asarray(rows.get("time", [0.0] * len(seeds)), np.float32)
         seen = np.stack([self._camera(rows, row) for row in range(len(seeds))])

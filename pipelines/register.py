@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import re
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 CODE_FILE = Path(__file__).with_name("pyfunc_model.py")
 DISTRIBUTION = "pv3d-pipeline"
 TAG_LENGTH = 5000
+DESCRIPTION_LENGTH = 5000
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 
 
@@ -48,7 +50,8 @@ def register(workflow: Workflow) -> Version:
     Raises ValueError when there is no checkpoint or no MLflow run of its training.
     """
     from pipelines.checkpoints import load_generator
-    from pipelines.evaluate import newest_checkpoint, run_id
+    from pipelines.evaluate import newest_checkpoint, of, read_result, result_name, run_id
+    from pipelines.model_card import model_card
     from pipelines.models import answering, registry
 
     store, settings = workflow.store(), workflow.register
@@ -58,6 +61,10 @@ def register(workflow: Workflow) -> Version:
             f"{checkpoint.key}: its training has no MLflow run; run `pv3d run --until train` again"
         )
     generator, _ = load_generator(store, checkpoint.key)
+    measured = result_name(of(checkpoint), workflow.evaluate)
+    evaluation = read_result(store, measured) if store.exists(measured) else None
+    tags = describe(workflow, checkpoint, evaluation)
+    told = {**tags, "checkpoint": checkpoint.key, "code": code_version()}
     with registry(workflow.storage.tracking), answering(workflow.storage.tracking):
         return register_generator(
             generator,
@@ -65,30 +72,60 @@ def register(workflow: Workflow) -> Version:
             alias=settings.alias,
             run_id=run,
             checkpoint=checkpoint.key,
-            tags=describe(workflow, checkpoint),
+            tags=tags,
+            card=model_card(workflow, checkpoint, told, evaluation),
         )
 
 
-def describe(workflow: Workflow, checkpoint: Checkpoint) -> dict[str, str]:
-    """The tags of a version: `step`, `data` (dataset version), `config` (hash), `licences` of the training
-    clips."""
-    from stages.shards import open_dataset
+def describe(
+    workflow: Workflow, checkpoint: Checkpoint, evaluation: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """The tags of a version: `step`, `data` (dataset version), `config` (hash), `ema` (sha256 of the weights'
+    file), `git` (commit, of a checkout), `licences` of the training clips, and `eval/...`, the figures."""
+    from pipelines.checkpoints import EMA
+    from pipelines.model_card import dataset_of
 
-    dataset = open_dataset(workflow.store())
+    dataset = dataset_of(workflow, checkpoint)
     config = json.dumps([checkpoint.card["variant"], workflow.train.model_dump(mode="json")], sort_keys=True)
     licences = sorted({sample.licence for sample in dataset.samples if sample.split == "train"})
+    commit, measured = git_commit(), evaluation["metrics"] if evaluation else {}
     return {
         "step": str(checkpoint.step),
         "data": dataset.version,
         "config": hashlib.sha256(config.encode()).hexdigest()[:12],
+        "ema": checkpoint.card["files"][EMA]["sha256"],
         "licences": "; ".join(licences)[:TAG_LENGTH],
+        **({"git": commit} if commit else {}),
+        **{f"eval/{name}": _said(value) for name, value in measured.items()},
     }
 
 
+def _said(value: dict[str, Any]) -> str:
+    if value["value"] is None:
+        return f"not computed: {value['reason']}"[:TAG_LENGTH]
+    return f"{value['value']:.6g} {value['unit']}".rstrip()
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with "-dirty" when tracked files differ from it;
+    None where there is no checkout or no git."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
 def register_generator(
-    generator: Generator, *, name: str, alias: str, run_id: str, checkpoint: str, tags: dict[str, str]
-) -> Version:
-    """Log `generator` into the MLflow run and give its new version `alias` and `tags`.
+    generator: Generator, *, name: str, alias: str, run_id: str, checkpoint: str, tags: dict[str, str],
+    card: str = "",
+) -> Version:  # fmt: skip
+    """Log `generator` into the MLflow run and give its new version `alias` and `tags`; `card` (Markdown)
+    travels with it.
 
     A checkpoint is registered once: when a version with the same weights, code and `checkpoint` exists, that
     one is returned, and gets the alias unless a later version has it. The tracking URI is that of the
@@ -102,7 +139,11 @@ def register_generator(
         if all(old.tags.get(key) == value for key, value in identity.items()):
             return _again(client, Version(name, int(old.version), alias, created=False), tags)
     with tempfile.TemporaryDirectory(prefix="pv3d-register-") as folder:
-        number = _log(generator, Path(folder), name=name, run_id=run_id, tags={**identity, **tags})
+        number = _log(
+            generator, Path(folder), name=name, run_id=run_id, tags={**identity, **tags}, card=card
+        )
+    if card:
+        client.update_model_version(name, str(number), description=card[:DESCRIPTION_LENGTH])
     for key, value in identity.items():
         client.set_model_version_tag(name, str(number), key, value)
     return _point(client, Version(name, number, alias, created=True), tags)
@@ -127,7 +168,9 @@ def _point(client: Any, version: Version, tags: dict[str, str]) -> Version:
     return version
 
 
-def _log(generator: Generator, folder: Path, *, name: str, run_id: str, tags: dict[str, str]) -> int:
+def _log(
+    generator: Generator, folder: Path, *, name: str, run_id: str, tags: dict[str, str], card: str
+) -> int:
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -142,8 +185,12 @@ def _log(generator: Generator, folder: Path, *, name: str, run_id: str, tags: di
         {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()},
         folder / "generator.safetensors",
     )
-    card = {"package": package.name, "model": to_dict(generator.config), "tags": tags}
-    (folder / "config.json").write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
+    config = {"package": package.name, "model": to_dict(generator.config), "tags": tags}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
+    artifacts = {"weights": folder / "generator.safetensors", "config": folder / "config.json"}
+    if card:
+        artifacts["card"] = folder / "model_card.md"
+        artifacts["card"].write_text(card, encoding="utf-8")
     side = generator.config.img_resolution
     signature = ModelSignature(
         inputs=Schema(
@@ -168,10 +215,7 @@ def _log(generator: Generator, folder: Path, *, name: str, run_id: str, tags: di
             name="model",
             python_model=str(CODE_FILE),
             code_paths=[str(package)],
-            artifacts={
-                "weights": str(folder / "generator.safetensors"),
-                "config": str(folder / "config.json"),
-            },
+            artifacts={key: str(path) for key, path in artifacts.items()},
             signature=signature,
             input_example=_input_example(),
             pip_requirements=requirements(),

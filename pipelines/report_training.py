@@ -82,7 +82,7 @@ def _curves(tracking: str, run: str) -> list[dict[str, Any]]:
 def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | None:
     """The result of the newest checkpoint under the settings of now, else the newest of any."""
     from infra.checkpoints import checkpoints
-    from pipelines.evaluate import PREFIX, doubts, read_result, result_name, training
+    from pipelines.evaluate import PREFIX, doubts, of, read_result, result_name, training
 
     keys = [key for key in store.list(PREFIX) if key.endswith(".json")]
     if not keys:
@@ -90,7 +90,7 @@ def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | N
     key = max(keys)
     if store.exists("dataset/latest.json"):
         newest = next(checkpoints(store, training(workflow).checkpoints), None)
-        wanted = result_name(newest, workflow.evaluate) if newest else ""
+        wanted = result_name(of(newest), workflow.evaluate) if newest else ""
         key = wanted if wanted in keys else key
     result = read_result(store, key)
     rows, doubt = [], doubts(result["metrics"])
@@ -113,8 +113,8 @@ def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | N
     videos = f"{settings['clips']} generated videos of update {result['step']:,}"
     text = f"{videos}, mode {settings['mode']}, seed {settings['seed']}"
     checkpoint = str(result["checkpoint"])
-    of = _other(workflow, store, checkpoint, _dataset_of(store, checkpoint))
-    return {"metrics": rows, "text": text, "of": of}
+    other = _other(workflow, store, checkpoint, _dataset_of(store, checkpoint))
+    return {"metrics": rows, "text": text, "of": other}
 
 
 def _dataset_of(store: Storage, checkpoint: str) -> str:

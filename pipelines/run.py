@@ -146,6 +146,11 @@ def _after_data(
     live.phase = "register"
     version = register(workflow)
     found["model"] = {"name": version.name, "version": version.version, "alias": version.alias}
+    if workflow.register.gate:
+        from pipelines.gate import decide
+
+        decision = decide(workflow, version=version.version)
+        found["gate"] = {**decision.to_json(), "text": decision.text}
     live.phase = "report"
     found["report"] = str(report(workflow))
     return found
@@ -179,6 +184,9 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
     if "model" in answer:
         name, version, alias = (answer["model"][key] for key in ("name", "version", "alias"))
         lines.append(f"model       {name} version {version} (models:/{name}@{alias})")
+    if "gate" in answer:
+        lines.append(f"gate        {answer['gate']['text']}")
+        lines.append(f"champion    {_champion(answer['gate'])}")
     if "training" in answer:
         mlflow = Path(sys.executable).with_name("mlflow")  # of this environment, which need not be active
         command = [str(mlflow), "ui", "--backend-store-uri", workflow.storage.tracking]
@@ -189,3 +197,9 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
         took += f", after {duration(answer['waited_s'])} of waiting for the store"
     lines.append(f"took        {took}")
     return "\n".join(lines)
+
+
+def _champion(gate: dict[str, Any]) -> str:
+    if gate["champion"] is None:
+        return "none yet"
+    return f"{gate['name']} version {gate['champion']} (models:/{gate['name']}@champion)"

@@ -224,11 +224,43 @@ class EvaluateSettings(Closed):
     """Import path of the detector behind `faces_found/<its name>`."""
     frames: int = Field(default=16, ge=2)
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    every: int = Field(default=0, ge=0)
+    """Evaluate every N-th checkpoint while training goes on, on cores that it leaves free. 0: the last."""
+
+
+class GateRule(Closed):
+    """What a figure of the evaluation must be."""
+
+    max: float | None = None
+    min: float | None = None
+    not_worse_than: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    """An alias of the registered model, such as champion. Holds while no version has it."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """By how much it may be worse than the figure of that version, in the figure's unit."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> GateRule:
+        if self.max is None and self.min is None and self.not_worse_than is None:
+            raise ValueError("asks for nothing; write max, min or not_worse_than")
+        if self.tolerance and self.not_worse_than is None:
+            raise ValueError("tolerance belongs to not_worse_than; write that too, such as champion")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; no figure can be both")
+        return self
 
 
 class RegisterSettings(Closed):
     name: str = Field(default="pv3d", pattern=r"^[^/:\s]([^/:]*[^/:\s])?$")
     alias: str = Field(default="candidate", pattern=r"^[A-Za-z0-9_-]+$")
+    gate: dict[str, GateRule] = {}
+    """What a version must show to become `champion`, by the names of figures: see docs/registry.md."""
+
+    @field_validator("alias")
+    @classmethod
+    def _alias(cls, value: str) -> str:
+        if value == "champion":
+            raise ValueError("champion is given by the gate alone; name another, such as candidate")
+        return value
 
     @field_validator("name")
     @classmethod

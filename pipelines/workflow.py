@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import hashlib
 import importlib.util
 import inspect
@@ -165,6 +166,8 @@ class _Builder:
         self._check_train(train, steps)
         self._check_metrics(evaluate)
         check_paths(evaluate.model_dump(), self.root.data.get("evaluate", self.root), "evaluate")
+        register = self._section("register", RegisterSettings)
+        self._check_gate(register, evaluate)
         return Workflow(
             path=self.name,
             profile=profile,
@@ -180,7 +183,7 @@ class _Builder:
             steps=tuple(steps),
             train=train,
             evaluate=evaluate,
-            register=self._section("register", RegisterSettings),
+            register=register,
             schedule=self._section("schedule", ScheduleSettings) if "schedule" in self.root.data else None,
         )
 
@@ -317,6 +320,21 @@ class _Builder:
                 found = None
             if found is None:
                 raise at.error(f"evaluate.metrics: no module {path!r}; check the spelling")
+
+    def _check_gate(self, register: RegisterSettings, evaluate: EvaluateSettings) -> None:
+        """Rules are for figures that the metrics give, as far as these say which."""
+        if not register.gate:
+            return
+        from stages.metrics import names_of
+
+        given = [names_of(path) for path in evaluate.metrics]
+        known = [name for names in given if names is not None for name in names]
+        for name in register.gate:
+            if None in given or any(fnmatch.fnmatchcase(name, pattern) for pattern in known):
+                continue
+            hint = did_you_mean(name, known) if known else "; evaluate.metrics is empty"
+            at = self.root.data["register"].at(["gate", name])
+            raise at.key_error(f"register.gate.{name}: no figure of evaluate.metrics{hint}")
 
 
 def _missing_field(name: str, step: Step, steps: list[Step]) -> str:

@@ -2,8 +2,10 @@
 
 A metric is a file with a function `compute(evaluation) -> {name: Value}`; `workflow.yaml` names the file by
 its import path. It never puts a number under a name whose weights or definition it does not have: it answers
-`not_computed(reason)` instead. Two optional constants of the file are read beforehand: `WEIGHTS`, the weight
-files that it can use, and `BACKENDS`, the fields of `Evaluation` that name the models it runs.
+`not_computed(reason)` instead. Three optional constants of the file are read beforehand: `WEIGHTS`, the
+weight files that it can use, `BACKENDS`, the fields of `Evaluation` that name the models it runs, and
+`NAMES`, the names of its figures ("id/*" for those that end in a backend's name), by which `register.gate`
+is checked.
 
 Light on purpose (numpy only); a metric imports what it needs inside its functions.
 """
@@ -11,13 +13,21 @@ Light on purpose (numpy only); a metric imports what it needs inside its functio
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from infra.storage import Storage
+
+T = TypeVar("T")
+S = TypeVar("S")
+Video = NDArray[np.uint8]
+"""[T, H, W, 3] RGB"""
 
 Mode = Literal["paper", "official"]
 """`paper`: as appendix A.4 of the paper defines it. `official`: as the authors' scripts compute it."""
@@ -38,11 +48,13 @@ class Value:
     samples: int = 0
     """Videos that went into it."""
     interval: tuple[float, float] | None = None
-    """95 % confidence interval of the mean over videos (normal approximation), from two videos on."""
+    """95 % confidence interval over videos, from two on: bootstrap for means, jackknife for distances."""
     mode: Mode = "paper"
     reason: str = ""
     note: str = ""
     """What a reader must know to compare the figure."""
+    network: str = ""
+    """sha256 of the file of the network that gave it; "" for a figure without one."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interval": list(self.interval) if self.interval else None}
@@ -61,28 +73,52 @@ class MultiView:
     times: NDArray[np.float32]  # [4]
 
 
-class Views(Protocol):
-    """The multi-view samples, read one at a time so that memory does not grow with their number."""
+class Samples(Protocol[S]):
+    """Videos that are made or read one at a time, so that memory does not grow with their number."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[MultiView]: ...
+    def map(self, function: Callable[[S], T]) -> Iterator[T]:
+        """What `function` gives for each, in the order of their numbers. It may run in other processes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a metric may use."""
 
-    views: Views | Sequence[MultiView]
-    bin_size: float
+    views: Samples[MultiView] | Sequence[MultiView] = ()
+    bin_size: float = 1.0
     """Distance between two coarse samples of a ray, world units: the volume sampling bin of the generator."""
+    videos: Samples[Video] | Sequence[Video] = ()
+    """Generated ones, of `frames` frames."""
+    real: Samples[Video] | Sequence[Video] = ()
+    """Of people whom the training has not seen, cut and written as the generated ones."""
+    real_key: str = ""
+    """Which real videos: a hash of the dataset and of how they are cut. "" when nothing about them is kept."""
+    real_missing: str = "there are no real videos to compare with"
+    """Why `real` is empty."""
+    reconstructions: Iterable[tuple[Video, Video]] = ()
+    """(real video, what an inversion made of it)"""
+    frames: int = 16
+    """Of every video."""
+    size: int = 0
+    """Its side, px; 0 when any will do."""
+    statistics: Path | None = None
+    """A file of I3D statistics that takes the place of the real videos."""
+    cache: Storage | None = None
+    """Where statistics of real videos are kept."""
     mode: Mode = "paper"
     identity_backend: str = "stages.backends.dlib:DlibIdentity"
     """Import path of the identity network that gives `id/<its name>`."""
     face_backend: str = "stages.backends.dlib:DlibFaces"
     """Import path of the face detector that gives `faces_found/<its name>`."""
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """Files in place of the listed ones, by the name of the entry in the table of weights."""
     weights: Callable[[str], Path | None] = lambda name: None
     """Where a named weights file lies, None when it is missing."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What one metric leaves to another of the same evaluation."""
 
 
 Compute = Callable[[Evaluation], dict[str, Value]]
@@ -94,9 +130,11 @@ def not_computed(
     return Value(value=None, unit=unit, direction=direction, mode=mode, reason=reason)
 
 
-def missing_weights(name: str) -> str:
-    """The reason for a figure whose network is not here."""
-    return f"weights file {name} missing; see `pv3d weights list`"
+def each(samples: Samples[S] | Iterable[S], function: Callable[[S], T]) -> Iterator[T]:
+    """What `function` gives for each of the samples, in order; also of a plain list."""
+    mapped = getattr(samples, "map", None)
+    found: Iterator[T] = mapped(function) if mapped else map(function, samples)  # type: ignore[arg-type]
+    return found
 
 
 def mean_of(
@@ -107,25 +145,34 @@ def mean_of(
     mode: Mode = "paper",
     note: str = "",
     nan_means: str = "",
+    network: str = "",
 ) -> Value:
     """The mean of one number per video; videos without one (NaN, for the reason given) are not counted."""
     numbers = np.asarray(per_video, dtype=np.float64)
     numbers = numbers[~np.isnan(numbers)]
     if len(numbers) == 0:
         return not_computed(f"no video gave a value: {nan_means}", unit=unit, direction=direction, mode=mode)
-    mean, interval = float(numbers.mean()), None
-    if len(numbers) > 1:
-        half = 1.96 * float(numbers.std(ddof=1)) / len(numbers) ** 0.5
-        interval = (mean - half, mean + half)
     return Value(
-        value=mean,
+        value=float(numbers.mean()),
         unit=unit,
         direction=direction,
         samples=len(numbers),
-        interval=interval,
+        interval=bootstrap(numbers),
         mode=mode,
         note=note,
+        network=network,
     )
+
+
+def bootstrap(per_video: ArrayLike, draws: int = 1000) -> tuple[float, float] | None:
+    """95 % interval of the mean: percentiles over videos drawn anew, with a fixed seed. None for one video."""
+    numbers = np.asarray(per_video, dtype=np.float64)
+    if len(numbers) < 2:
+        return None
+    random = np.random.default_rng(0)
+    means = [numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def weights_of(path: str) -> tuple[str, ...]:
@@ -137,6 +184,12 @@ def backends_of(path: str) -> tuple[str, ...]:
     """The fields of `Evaluation` that name the models which the metric at an import path runs: its
     `BACKENDS`."""
     return tuple(getattr(importlib.import_module(path.partition(":")[0]), "BACKENDS", ()))
+
+
+def names_of(path: str) -> tuple[str, ...] | None:
+    """The names of the figures that the metric at an import path gives: its `NAMES`. None when it does not
+    say."""
+    return getattr(importlib.import_module(path.partition(":")[0]), "NAMES", None)
 
 
 def load(path: str) -> Compute:

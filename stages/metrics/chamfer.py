@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stages.metrics import ALL_PAIRS, FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, mean_of, not_computed
 
+NAMES = ("chamfer",)
 Points = NDArray[Any]
 SIDE = 64
 OPAQUE = 0.5

@@ -15,6 +15,7 @@ from stages.metrics import Evaluation, Value, missing_weights, not_computed
 
 I3D = "i3d_pretrained_400.pt"
 WEIGHTS = (I3D,)
+NAMES = ("fvd",)
 RESOLUTION = 224
 
 

@@ -20,6 +20,7 @@ from model.camera import Camera
 from stages.metrics import FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, mean_of
 from stages.metrics.chamfer import resize
 
+NAMES = ("warping_error",)
 Array = NDArray[np.float64]
 SIDE = 256
 
