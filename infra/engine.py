@@ -16,6 +16,8 @@ Several natural ways to train a GAN with DeepSpeed engines are silently wrong. W
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import logging
 import math
 import os
@@ -34,6 +36,9 @@ Loss = Callable[..., dict[str, Tensor]]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ZERO_STAGES = (0, 1, 2)
+
+
+_engines: list[Engine] = []  # that are not closed
 
 
 class NonFiniteError(RuntimeError):
@@ -66,7 +71,31 @@ def init_deepspeed(device: str = "cpu") -> None:
         # It sends weights viewed as bytes, which one without dimensions (a noise strength) cannot be.
         deepspeed.DeepSpeedEngine._broadcast_model = _broadcast
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # A group that exists when this is imported becomes a default argument in it, and never ends.
+        importlib.import_module("torch.distributed.nn.functional")
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
+
+
+def end_deepspeed() -> None:
+    """Leave the process group that `init_deepspeed` made: for processes that end by themselves, not for Ray's
+    workers. All workers call it.
+
+    A thread of gloo drops the tensors of an operation after the operation is over, and needs Python for it.
+    When Python is ending by then, the thread is, and the process with it: "terminate called without an active
+    exception". `destroy_process_group` alone ends no thread while something refers to a group, and engines of
+    ZeRO 1 and 2 do as long as their hooks are on the weights.
+    """
+    if not dist.is_initialized():
+        return
+    import deepspeed
+
+    dist.barrier()
+    for engine in list(_engines):
+        engine.close()
+    gc.collect()
+    with _quiet():
+        deepspeed.comm.destroy_process_group()
+    gc.collect()
 
 
 def _broadcast(engine: Any) -> None:
@@ -133,6 +162,18 @@ class Engine:
                 model=_Wrapped(network), optimizer=optimizer, config=config
             )
         network.requires_grad_(False)
+        _engines.append(self)
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the network, which stays usable; nothing else of this can be called."""
+        if self not in _engines:
+            return
+        _engines.remove(self)
+        with _quiet():
+            self._engine.destroy()
+        for parameter in self._parameters.values():
+            parameter.__dict__.pop("_dp_group", None)
+        del self._engine, self._optimizer
 
     def update(self, loss: Loss, *args: Any, label: str | None = None, **settings: Any) -> Values:
         """One optimiser step on `loss(network, *args, **settings)`, averaged over the parts and the workers.

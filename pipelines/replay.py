@@ -60,7 +60,7 @@ def _gpu(device: str) -> bool:
 
 def _again(job: Job) -> str:
     """What was not finite this time, or ""."""
-    from infra.engine import NonFiniteError
+    from infra.engine import NonFiniteError, end_deepspeed
     from pipelines.train import work
 
     with socket.socket() as free:
@@ -72,4 +72,6 @@ def _again(job: Job) -> str:
         work(job)
     except NonFiniteError as error:
         return str(error)
+    finally:
+        end_deepspeed()
     return ""

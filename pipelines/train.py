@@ -143,6 +143,7 @@ def work(job: Job) -> None:
         record.stopped(step, error, nets.state())
     finally:
         loader.close()
+        nets.close()
 
 
 # --- on the driver ------------------------------------------------------------------------------------------

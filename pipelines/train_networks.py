@@ -94,6 +94,11 @@ class Networks:
         moments = {adam(name): engine.moments() for name, engine in self._engines.items()}
         return {**weights, EMA: self.ema.state_dict(), **moments}
 
+    def close(self) -> None:
+        """Free what the engines hold."""
+        for engine in self._engines.values():
+            engine.close()
+
     def to_device(self, inputs: GeneratorInputs) -> GeneratorInputs:
         mapping = inputs.mapping_cameras
         return replace(

@@ -109,6 +109,7 @@ def main() -> None:
 
 def _loop(task: dict[str, Any]) -> list[tuple[float, float]]:
     """When each update of the product's loop ended, and how long it had waited for frames."""
+    from infra.engine import end_deepspeed
     from infra.storage import FolderStorage
     from pipelines import train_log
     from pipelines.settings import StorageSettings, TrainSettings
@@ -131,6 +132,7 @@ def _loop(task: dict[str, Any]) -> list[tuple[float, float]]:
     )  # fmt: skip
     place = StorageSettings(root=str(root), tracking=f"sqlite:///{task['folder']}/mlflow.db")
     work(Job(place, settings, open_dataset(FolderStorage(root)).version))
+    end_deepspeed()
     return marks
 
 

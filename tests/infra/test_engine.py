@@ -240,6 +240,8 @@ def worker(
 if __name__ == "__main__":
     for given in json.loads(sys.argv[1]):
         worker(**given)
-    import torch.distributed
+    from infra.engine import end_deepspeed
 
-    torch.distributed.destroy_process_group()
+    end_deepspeed()
+    left = [Path(thread, "comm").read_text().strip() for thread in Path("/proc/self/task").glob("*")]
+    assert not [name for name in left if "gloo" in name], left

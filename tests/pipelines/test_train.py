@@ -465,8 +465,7 @@ def test_no_shards_is_one_clear_line(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import torch
-
+    from infra.engine import end_deepspeed
     from pipelines.replay import replay
     from pipelines.train import work
     from pipelines.train_init import prepare_init
@@ -479,4 +478,4 @@ if __name__ == "__main__":
         store, training = FolderStorage(storage.root), TrainSettings(**given["settings"])
         init = prepare_init(SimpleNamespace(train=training, storage=storage, store=lambda store=store: store))
         work(Job(storage, training, open_dataset(store).version, init=init))
-    torch.distributed.destroy_process_group()
+    end_deepspeed()
