@@ -7,9 +7,9 @@ import functools
 import gc
 import logging
 import os
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from random import Random
 from types import SimpleNamespace
@@ -17,11 +17,14 @@ from typing import Any, Protocol
 
 import pytest
 from simulated_s3 import Client
+from simulated_scratch import lender
 from simulated_world import Actor, World
 
 import infra.lease
 import infra.s3
 import infra.s3_errors
+import infra.scratch
+import pipelines.blocks
 import pipelines.compact
 import pipelines.gc
 import pipelines.index
@@ -33,6 +36,8 @@ from pipelines.compact import compact
 from pipelines.ledger import Ledger
 from pipelines.progress import Progress
 from stages.provenance import config_hash
+
+SMALL = 256                                  # bytes of a filter that is made for millions of names
 
 
 class Running(Protocol):
@@ -137,6 +142,15 @@ class _Inline:
     def map(self, function: Callable[..., Any], *columns: Any) -> Iterator[Any]:
         return map(function, *columns)
 
+    def submit(self, function: Callable[..., Any], *values: Any) -> Future[Any]:
+        """A process that dies, or is interrupted, goes no further than this."""
+        job: Future[Any] = Future()
+        try:
+            job.set_result(function(*values))
+        except Exception as error:  # noqa: BLE001 - kept for whoever asks, as a pool does
+            job.set_exception(error)
+        return job
+
 
 def _process(pid: int) -> str:
     """As `infra.lease._process`: when it was started, "" for one that is gone."""
@@ -153,11 +167,6 @@ def _config_hash(history: Sequence[Any]) -> str:
 
 def _compact(ledger: Ledger, stages: Iterable[str], least: int = 2) -> int:
     return compact(ledger, stages, least)
-
-
-def _database(*_: int) -> sqlite3.Connection:
-    """As `pipelines.index.temporary_database`, but without a file, which takes as long as all else."""
-    return sqlite3.connect(":memory:", isolation_level=None)
 
 
 def _quick_folder() -> str | None:
@@ -194,11 +203,13 @@ def simulated() -> Iterator[None]:
         (infra.s3_errors, "_JITTER", jitter),
         (pipelines.ledger, "time", clock), (pipelines.ledger, "os", machine),
         (pipelines.ledger, "datetime", dates), (pipelines.ledger, "ThreadPoolExecutor", _Inline),
-        (pipelines.runner, "Progress", dull),
+        (pipelines.blocks, "ThreadPoolExecutor", _Inline),
+        (pipelines.runner, "Progress", dull), (pipelines.runner, "settled", contextlib.nullcontext),
         (pipelines.compact, "LEAST", 2), (pipelines.runner, "MANY", 3),      # else a small run merges nothing
         (pipelines.runner, "compact", _compact),
-        (pipelines.index, "temporary_database", _database),
-        (pipelines.spool, "temporary_database", _database),
+        *((module, "temporary_database", lender()) for module in
+          (infra.scratch, pipelines.index, pipelines.spool)),
+        (infra.scratch, "_FILTER_BYTES", SMALL), (infra.scratch, "_FILTER_MASK", 8 * SMALL - 1),
         (pipelines.gc, "time", clock), (stages.shards, "config_hash", _config_hash),
     ]  # fmt: skip
     level, threshold = logging.root.manager.disable, gc.get_threshold()
