@@ -18,6 +18,11 @@ from pathlib import Path
 from infra.paths import expanded
 
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+_NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+_I3D = (
+    "https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/"
+    "1c2d61711c52571ad617a1063e6fa691b212e184/i3d_torchscript.pt"
+)
 _YUNET = "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/master/onnx/yunet_n_dynamic.onnx"
 _LANDMARKER = (
     "https://storage.googleapis.com/mediapipe-models/face_landmarker/"
@@ -66,14 +71,30 @@ def _dlib(name: str, file: str, use: str, sha256: str, size: int, licence: str) 
 
 FILES: tuple[WeightFile, ...] = (
     WeightFile(
-        "i3d", "i3d_pretrained_400.pt", "metric fvd: I3D features, Kinetics-400",
-        "https://github.com/wilson1yan/VideoGPT", "MIT (code); trained on Kinetics-400",
-        url=_DRIVE + "1mQK8KD8G6UWRa5t87SRMm5PVXtlpneJT",
+        "i3d", "i3d_torchscript.pt", "metric fvd: I3D logits, Kinetics-400 (TorchScript)",
+        "https://huggingface.co/flateon/FVD-I3D-torchscript",
+        "a conversion of DeepMind's I3D (Apache-2.0); trained on Kinetics-400",
+        url=_I3D, sha256="bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2", size=51235320,
     ),
     WeightFile(
-        "arcface", "model_ir_se50.pth", "metric id: ArcFace IR-SE50",
+        "inception", "inception-2015-12-05.pt", "metrics fid, kid: Inception v3 features (TorchScript)",
+        "https://github.com/NVlabs/stylegan2-ada-pytorch",
+        "NVIDIA Source Code License: non-commercial; trained on ImageNet",
+        url=_NVIDIA + "inception-2015-12-05.pt",
+        sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4", size=95607719,
+    ),
+    WeightFile(
+        "lpips", "vgg16.pt", "metric lpips: VGG-16 features (TorchScript)",
+        "https://github.com/NVlabs/stylegan2-ada-pytorch",
+        "NVIDIA Source Code License: non-commercial; trained on ImageNet",
+        url=_NVIDIA + "vgg16.pt",
+        sha256="b437eb095feaeb0b83eb3fa11200ebca4548ee39a07fb944a417ddc516cc07c3",
+    ),
+    WeightFile(
+        "arcface", "model_ir_se50.pth", "metric id: ArcFace IR-SE50 (a state dict; docs/evaluation.md)",
         "https://github.com/TreB1eN/InsightFace_Pytorch", "MIT (code); trained on MS-Celeb-1M",
         url=_DRIVE + "1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn",
+        sha256="a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28", size=175367323,
     ),
     WeightFile(
         "yunet", "yunet_n_dynamic.onnx", "backend yunet: face boxes and five points",

@@ -26,7 +26,7 @@ TEMPLATE = np.array(
 )
 """ArcFace's places of the eyes, the tip of the nose and the corners of the mouth, px of the 112 px face."""
 
-_UNREADABLE = (
+UNREADABLE = (
     failures.Fail, failures.InvalidProtobuf, failures.InvalidGraph, failures.InvalidArgument,
     failures.NotImplemented, failures.RuntimeException,
 )  # fmt: skip
@@ -90,7 +90,7 @@ class OnnxIdentity:
         black = np.zeros((self._batch, 3, SIDE, SIDE), np.float32)
         try:
             (answer,) = self._session.run(None, {self._input: black})
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             cause = str(error).strip().splitlines()[0][:120]
             raise WeightsError(f"weights file {path}: fails on a black face ({cause})") from None
         shape: tuple[int, ...] = getattr(answer, "shape", ())
@@ -124,6 +124,6 @@ def open_session(path: Path) -> Any:
     options.log_severity_level = 3           # errors; warnings are about the exporter's leftovers
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         cause = str(error).strip().splitlines()[0][:120]
         raise WeightsError(f"weights file {path}: onnxruntime cannot read it ({cause})") from None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
 Video = NDArray[np.uint8]
 """[T, H, W, 3] RGB"""
 
@@ -73,12 +74,12 @@ class MultiView:
     times: NDArray[np.float32]  # [4]
 
 
-class Samples(Protocol[S]):
+class Samples(Protocol[S_co]):
     """Videos that are made or read one at a time, so that memory does not grow with their number."""
 
     def __len__(self) -> int: ...
 
-    def map(self, function: Callable[[S], T]) -> Iterator[T]:
+    def map(self, function: Callable[[S_co], T]) -> Iterator[T]:
         """What `function` gives for each, in the order of their numbers. It may run in other processes."""
         ...
 
@@ -95,7 +96,7 @@ class Evaluation:
     real: Samples[Video] | Sequence[Video] = ()
     """Of people whom the training has not seen, cut and written as the generated ones."""
     real_key: str = ""
-    """Which real videos: a hash of the dataset and of how they are cut. "" when nothing about them is kept."""
+    """Which real videos: a hash of the dataset and of how they are cut. "": nothing about them is kept."""
     real_missing: str = "there are no real videos to compare with"
     """Why `real` is empty."""
     reconstructions: Iterable[tuple[Video, Video]] = ()
@@ -165,7 +166,7 @@ def mean_of(
 
 
 def bootstrap(per_video: ArrayLike, draws: int = 1000) -> tuple[float, float] | None:
-    """95 % interval of the mean: percentiles over videos drawn anew, with a fixed seed. None for one video."""
+    """95 % interval of the mean: percentiles over videos drawn anew, with a fixed seed. None for one."""
     numbers = np.asarray(per_video, dtype=np.float64)
     if len(numbers) < 2:
         return None

@@ -11,12 +11,23 @@ interpolation, removed rays stay as targets, and the sum over all pairs instead 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.metrics import ALL_PAIRS, FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, mean_of, not_computed
+from stages.metrics import (
+    ALL_PAIRS,
+    FRONT_SIDE_PAIRS,
+    Evaluation,
+    MultiView,
+    Value,
+    bootstrap,
+    each,
+    mean_of,
+    not_computed,
+)
 
 NAMES = ("chamfer",)
 Points = NDArray[Any]
@@ -29,7 +40,7 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
     better."""
     if evaluation.mode == "official":
         return {"chamfer": _official(evaluation)}
-    pairs = [paper_pairs(view, evaluation.bin_size) for view in evaluation.views]
+    pairs = list(each(evaluation.views, partial(paper_pairs, bin_size=evaluation.bin_size)))
     numbers = [float(np.nanmean(p)) if not np.isnan(p).all() else float("nan") for p in pairs]
     return {"chamfer": mean_of(numbers, unit="bins squared", direction="lower", nan_means="no ray is opaque")}
 
@@ -37,16 +48,19 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
 def _official(evaluation: Evaluation) -> Value:
     """The sum over all pairs of all videos; pairs without an opaque ray are skipped, as in the authors'
     script."""
-    pairs = np.array([official_pairs(view) for view in evaluation.views])
+    pairs = np.array(list(each(evaluation.views, official_pairs)))
     unit = "world units squared, summed over all pairs"
-    if np.isnan(pairs).all():
+    if np.isnan(pairs).all():                # also of no video at all
         return not_computed(
             "no video gave a value: no ray is opaque", unit=unit, direction="lower", mode="official"
         )
-    samples = int((~np.isnan(pairs)).any(axis=1).sum())
+    sums = np.nansum(pairs, axis=1)
+    mean = bootstrap(sums)
     return Value(
-        value=float(np.nansum(pairs)), unit=unit, direction="lower", samples=samples, mode="official"
-    )
+        value=float(sums.sum()), unit=unit, direction="lower", mode="official",
+        samples=int((~np.isnan(pairs)).any(axis=1).sum()),
+        interval=mean and (mean[0] * len(sums), mean[1] * len(sums)),
+    )  # fmt: skip
 
 
 def paper_pairs(view: MultiView, bin_size: float) -> NDArray[np.float64]:

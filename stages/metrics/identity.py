@@ -3,15 +3,21 @@
 Paper, appendix A.4: the mean dot product of unit face embeddings over all six pairs of a video's four views
 (both modes agree; `official` only draws the two times with replacement, so that they may be equal).
 
-`id` is the paper's figure and needs its ArcFace weights. `id/<backend>` is the same figure by the embedding
-network that the workflow names: comparable within this project, never with the paper. As in the paper no
-face is searched: the network gets the whole frame, aligned by where the camera says that the 68 points of an
-average face are. A model that draws no face at all therefore has an identity too, often a high one;
-`faces_found/<backend>`, the share of frames in which a detector finds a face, says how much the figure means.
+`id` is the paper's figure: ArcFace IR-SE50 on the whole frame, brought to 112 px (bilinear), no face cut out.
+Its weights are listed as a state dict, which no metric can run: name an export to TorchScript or ONNX as
+`evaluate.networks.arcface`, and the figure is called `id/<file>`: the same arithmetic by a network of which
+the hash does not say that it is the paper's.
+
+`id/<backend>` is the figure by the embedding network of `evaluate.identity_backend`: comparable within this
+project, never with the paper. Here too no face is searched: the network gets the whole frame, aligned by
+where the camera says that the 68 points of an average face are. A model that draws no face at all therefore
+has an identity too, often a high one; `faces_found/<backend>`, the share of frames in which a detector finds
+a face, says how much the figure means.
 """
 
 from __future__ import annotations
 
+import functools
 from itertools import combinations
 from typing import Any
 
@@ -21,36 +27,35 @@ from numpy.typing import NDArray
 from model.camera import RADIUS, Camera
 from stages import backends
 from stages.face_model import LANDMARKS
-from stages.metrics import Evaluation, MultiView, Value, mean_of, missing_weights, not_computed
+from stages.metrics import Evaluation, MultiView, Value, each, mean_of, not_computed
+from stages.metrics.chamfer import resize
+from stages.metrics.networks import Network, find_network, missing, state_dict
 from stages.metrics.warping import project
 from stages.pnp import CROP_DISTANCE
 
-ARCFACE = "model_ir_se50.pth"
+ARCFACE = "arcface"
 WEIGHTS = (ARCFACE,)
 BACKENDS = ("identity_backend", "face_backend")
+NAMES = ("id", "id/*", "faces_found/*")
 DETECTION_SIDE = 256
+ARCFACE_SIDE = 112
 
 
 def compute(evaluation: Evaluation) -> dict[str, Value]:
-    """`id` (not computed here), `id/<backend>` (cosine, higher is better), `faces_found/<backend>`
-    (share)."""
-    network, detector = backends.load(evaluation.identity_backend), backends.load(evaluation.face_backend)
-    similarity, found = [], []
-    for view in evaluation.views:
-        similarity.append(video_similarity(view, network))
-        found.append(float(np.mean([has_face(image, detector) for image in view.images])))
-    if evaluation.weights(ARCFACE) is None:
-        reason = missing_weights(ARCFACE)
-    else:
-        reason = f"weights file {ARCFACE} is here, but this version cannot run its network yet"
-    frames = 4 * len(found)
+    """`id` or `id/<file>`, `id/<backend>` (cosine, higher is better), `faces_found/<backend>` (share)."""
+    network, detector = backends.find(evaluation.identity_backend), backends.find(evaluation.face_backend)
+    by_backends = functools.partial(
+        _by_backends, identity=evaluation.identity_backend, faces=evaluation.face_backend
+    )
+    pairs = list(each(evaluation.views, by_backends))
+    similarity, found = [one for one, _ in pairs], [one for _, one in pairs]
     note = (
         f"{network.name} embeddings, not comparable with the paper's id; "
-        f"{detector.name} finds a face in {round(4 * sum(found))} of {frames} frames"
+        f"{detector.name} finds a face in {round(4 * sum(found))} of {4 * len(found)} frames"
     )
     mode, none = evaluation.mode, "no video was generated"
     return {
-        "id": not_computed(reason, unit="cosine", direction="higher", mode=mode),
+        **_papers(evaluation),
         f"id/{network.name}": mean_of(
             similarity, unit="cosine", direction="higher", mode=mode, note=note, nan_means=none
         ),
@@ -60,13 +65,64 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
     }
 
 
+def _papers(evaluation: Evaluation) -> dict[str, Value]:
+    """The paper's arithmetic by ArcFace's network, under the name that belongs to its file."""
+    network = find_network(ARCFACE, evaluation.networks, evaluation.weights(ARCFACE))
+    reason = missing(ARCFACE)
+    if network is not None:
+        reason = ""
+        if state_dict(network.path):
+            reason = (
+                f"weights file {network.path.name} holds no network; name an export of it to TorchScript or "
+                f"ONNX as evaluate.networks.{ARCFACE}"
+            )
+    if network is None or reason:
+        return {"id": not_computed(reason, unit="cosine", direction="higher", mode=evaluation.mode)}
+    similarity = list(each(evaluation.views, functools.partial(whole_frame_similarity, network=network)))
+    doubt = f"by {network.path.name}, whose hash is not the listed one: no figure of the paper"
+    return {
+        network.figure("id"): mean_of(
+            similarity, unit="cosine", direction="higher", mode=evaluation.mode,
+            note="" if network.listed else doubt, nan_means="no video was generated", network=network.sha256,
+        )
+    }  # fmt: skip
+
+
+def whole_frame_similarity(view: MultiView, network: Network) -> float:
+    """Mean cosine over the six pairs of the four views; the network sees whole frames, RGB in [-1, 1]."""
+    embeddings = []
+    for image in view.images:
+        pixels = resize(image, ARCFACE_SIDE) / 127.5 - 1
+        vector = network(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)).reshape(-1)
+        embeddings.append(vector.astype(np.float64) / max(float(np.linalg.norm(vector)), 1e-12))
+    return mean_cosine(np.asarray(embeddings))
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: str) -> Any:
+    """A backend in this process, made once."""
+    return backends.load(path)
+
+
+def _by_backends(view: MultiView, identity: str, faces: str) -> tuple[float, float]:
+    """(mean cosine, share of the frames in which a face is found)"""
+    detector = _loaded(faces)
+    found = float(np.mean([has_face(image, detector) for image in view.images]))
+    return video_similarity(view, _loaded(identity)), found
+
+
 def video_similarity(view: MultiView, network: backends.IdentityBackend) -> float:
     """Mean cosine over the six pairs of the four views."""
     embeddings = [
         network.embed(image, frame_landmarks(camera, image.shape[0]))
         for image, camera in zip(view.images, view.cameras, strict=True)
     ]
-    return float(np.mean([a @ b for a, b in combinations(np.asarray(embeddings, np.float64), 2)]))
+    return mean_cosine(np.asarray(embeddings, np.float64))
+
+
+def mean_cosine(embeddings: NDArray[np.float64]) -> float:
+    """Over all pairs of unit vectors [N, D]."""
+    return float(np.mean([a @ b for a, b in combinations(embeddings, 2)]))
 
 
 def frame_landmarks(camera: NDArray[Any], side: int) -> NDArray[np.float32]:

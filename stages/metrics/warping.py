@@ -11,13 +11,14 @@ picture's index, border pixels that catch what falls outside, and the horizontal
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.camera import Camera
-from stages.metrics import FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, mean_of
+from stages.metrics import FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, each, mean_of
 from stages.metrics.chamfer import resize
 
 NAMES = ("warping_error",)
@@ -28,15 +29,16 @@ SIDE = 256
 def compute(evaluation: Evaluation) -> dict[str, Value]:
     """`warping_error`: grey levels, 0 to 255. Lower is better."""
     official = evaluation.mode == "official"
-    numbers = []
-    for view in evaluation.views:
-        pairs = np.array(
-            [pair_error(view, front, side, official=official) for front, side in FRONT_SIDE_PAIRS]
-        )
-        numbers.append(np.nanmean(pairs) if not np.isnan(pairs).all() else np.nan)
+    numbers = list(each(evaluation.views, partial(video_error, official=official)))
     unit, hidden = "grey levels of 255", "no side pixel falls into the front view"
     value = mean_of(numbers, unit=unit, direction="lower", mode=evaluation.mode, nan_means=hidden)
     return {"warping_error": value}
+
+
+def video_error(view: MultiView, *, official: bool) -> float:
+    """Mean over the four front-side pairs, grey levels; NaN when none has one."""
+    pairs = np.array([pair_error(view, front, side, official=official) for front, side in FRONT_SIDE_PAIRS])
+    return float(np.nanmean(pairs)) if not np.isnan(pairs).all() else float("nan")
 
 
 def pair_error(view: MultiView, front: int, side: int, *, official: bool) -> float:

@@ -24,10 +24,10 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_named_with_its_cure():
-    message = r"model_ir_se50\.pth missing in .*own and .*; see `pv3d weights list`"
+    message = r"w600k_r50\.onnx missing in .*own and .*; see `pv3d weights list`"
     with pytest.raises(WeightsError, match=message):
-        weights.require("arcface")
-    assert weights.find("model_ir_se50.pth") is None
+        weights.require("arcface-onnx")
+    assert weights.find("w600k_r50.onnx") is None
     with pytest.raises(WeightsError, match=r"yunet_n_dynamic\.onnx missing in .*`pv3d weights fetch yunet`"):
         weights.require("yunet")
 
@@ -63,7 +63,7 @@ def test_a_download_of_another_file_leaves_nothing(folders):
 
 def test_what_nobody_pinned_is_fetched_only_with_a_checksum():
     with pytest.raises(WeightsError, match="not pinned; give the one you trust with --sha256"):
-        weights.fetch("i3d")
+        weights.fetch("deep3d")
 
 
 def test_an_unknown_name_lists_the_known_ones():

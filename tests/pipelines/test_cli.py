@@ -190,7 +190,7 @@ def test_weights_are_listed_and_verified(tmp_path):
     (tmp_path / "yunet_n_dynamic.onnx").write_bytes(b"other")
     assert "sha256" in one_line(pv3d("weights", "verify", **own))
     assert "missing" in one_line(pv3d("weights", "verify", "i3d", **own))
-    assert "--sha256" in one_line(pv3d("weights", "fetch", "i3d", **own))
+    assert "--sha256" in one_line(pv3d("weights", "fetch", "deep3d", **own))
 
 
 def test_a_bench_answers_with_figures_of_this_machine():

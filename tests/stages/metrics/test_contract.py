@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from infra.weights import entry
 from stages.metrics import Evaluation, Value, load, mean_of
 from stages.metrics.frechet import frechet_distance, statistics
 from stages.metrics.fvd import I3D
@@ -12,8 +13,15 @@ from stages.metrics.fvd import I3D
 def test_a_mean_has_an_interval_and_counts_only_videos_with_a_value() -> None:
     value = mean_of([1.0, 3.0, float("nan")], unit="px", direction="lower")
     assert (value.value, value.samples) == (2.0, 2)
-    half = 1.96 * np.std([1, 3], ddof=1) / 2**0.5
-    assert value.interval == pytest.approx((2 - half, 2 + half))
+    assert value.interval == (1.0, 3.0)  # one of four draws of two videos is twice the first
+
+
+def test_the_interval_of_a_mean_covers_what_the_normal_law_says_and_does_not_change() -> None:
+    numbers = np.random.default_rng(0).normal(5, 2, 400)
+    low, high = mean_of(numbers, unit="px", direction="lower").interval
+    assert (low, high) == mean_of(numbers, unit="px", direction="lower").interval
+    half = 1.96 * numbers.std() / 400**0.5
+    assert (low, high) == pytest.approx((numbers.mean() - half, numbers.mean() + half), abs=0.03)
 
 
 def test_one_video_has_no_interval() -> None:
@@ -23,7 +31,7 @@ def test_one_video_has_no_interval() -> None:
 def test_fvd_without_weights_says_which_file_is_missing() -> None:
     value = load("stages.metrics.fvd:compute")(Evaluation(views=[], bin_size=1.0))["fvd"]
     assert value.value is None
-    assert I3D in value.reason
+    assert entry(I3D).file in value.reason
 
 
 @pytest.mark.parametrize("path", ["stages.metrics.fvdd", "stages.metrics:nothing", "no_such_package.metric"])

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
+from infra.weights import entry
 from model.camera import canonical_camera, orbit
 from stages.metrics import Evaluation, MultiView, load
 from stages.metrics.identity import ARCFACE, compute, frame_landmarks, has_face, video_similarity
@@ -80,7 +81,7 @@ def test_the_papers_id_is_not_computed_without_its_weights() -> None:
     pytest.importorskip("dlib")
     values = load("stages.metrics.identity")(Evaluation(views=[], bin_size=1.0))
     assert values["id"].value is None
-    assert ARCFACE in values["id"].reason
+    assert entry(ARCFACE).file in values["id"].reason
     assert "weights list" in values["id"].reason
 
 
