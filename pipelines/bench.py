@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 BENCHES = {
     "cameras": "pipelines.benches.cameras:run",
     "chaos": "pipelines.benches.chaos:run",
+    "closed_loop": "pipelines.benches.closed_loop:run",
     "cut": "pipelines.benches.cut:run",
     "help": "pipelines.bench:help_time",
     "identity": "pipelines.benches.identity:run",
@@ -31,6 +32,8 @@ BENCHES = {
     "ledger": "pipelines.benches.ledger:run",
     "lists": "pipelines.benches.lists:run",
     "loader": "pipelines.benches.loader:run",
+    "long": "pipelines.benches.long:run",
+    "memory": "pipelines.benches.memory:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
     "train": "pipelines.benches.train:run",
@@ -60,7 +63,9 @@ def run_bench(name: str, data: str | None, options: Sequence[str]) -> tuple[dict
     found = measure(**arguments)
     figures = found.get("figures", found)
     lines = [f"{key:<32} {value:.6g}" for key, value in figures.items()]
-    return {"bench": name, "figures": figures, "machine": machine()}, "\n".join(lines)
+    table = {"table": found["table"]} if "table" in found else {}
+    text = found.get("table") or "\n".join(lines)
+    return {"bench": name, "figures": figures, "machine": machine(), **table}, text
 
 
 def list_benches() -> tuple[dict[str, Any], str]:
