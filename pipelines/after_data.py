@@ -57,7 +57,7 @@ def _all(workflow: Workflow, store: Storage, dataset_changes: bool) -> list[Late
         return [train, Later("evaluate", 0, 1), Later("register", 0, 1)]
     from pipelines.evaluate import of, result_name
 
-    evaluated = int(store.exists(result_name(of(newest), workflow.evaluate)))
+    evaluated = int(store.exists(result_name(of(newest), workflow.evaluate, store)))
     registered = int(_is_registered(workflow, newest))
     return [
         train, Later("evaluate", evaluated, 1 - evaluated), Later("register", registered, 1 - registered)

@@ -9,22 +9,23 @@ networks are here: what was measured is not measured again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from infra.json_values import read_object, read_text
 from infra.storage import Storage
+from infra.weights import digest, find
+from pipelines.evaluate_samples import Crew, Here, Kind, Studio, There, held_out, real_key
 from stages import metrics
-from stages.metrics import Evaluation, Mode, MultiView, Value
+from stages.metrics import Evaluation, Samples, Value
+from stages.versions import latest_version
 
 if TYPE_CHECKING:
     from infra.checkpoints import Checkpoint
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.settings import EvaluateSettings
     from pipelines.train_job import Job
     from pipelines.workflow import Workflow
+    from stages.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,6 @@ SCHEMA = 1
 PREFIX = "evaluate"
 NEUTRAL = ("every", "workers")
 """Settings that change no figure."""
-YAW_DEG = 30.0
-SEED_STRIDE = 1_000_000
-"""Videos of evaluation seed s are the seeds from s times this on, so that two evaluations share no video."""
 
 
 def evaluate(workflow: Workflow) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def evaluate(workflow: Workflow) -> dict[str, Any]:
     """
     subject = of(newest_checkpoint(workflow))
     result = figures(workflow.store(), workflow.evaluate, subject)
-    artifact = result_name(subject, workflow.evaluate).rpartition("/")[2]
+    artifact = result_name(subject, workflow.evaluate, workflow.store()).rpartition("/")[2]
     _log_to_run(workflow, artifact, result)
     return result
 
@@ -63,16 +62,19 @@ class Subject:
     weights: str  # sha256 (hex) of the file of the averaged generator
     step: int
     checkpoint: str  # key of the store
-    open: Callable[[], OpenModel]
+    open: Callable[[], OpenModel]  # also in a worker
 
 
 def of(checkpoint: Checkpoint) -> Subject:
     from pipelines.checkpoints import EMA
 
-    def opened() -> OpenModel:
+    place, options, key = checkpoint.store.root, dict(checkpoint.store.s3), checkpoint.key
+
+    def opened() -> OpenModel:               # in this process, or in a worker's
+        from infra.storage import open_storage
         from pipelines.models import of_checkpoint
 
-        return of_checkpoint(checkpoint.store, checkpoint.key)
+        return of_checkpoint(open_storage(place, **options), key)
 
     return Subject(checkpoint.card["files"][EMA]["sha256"], checkpoint.step, checkpoint.key, opened)
 
@@ -81,11 +83,11 @@ def figures(store: Storage, settings: EvaluateSettings, subject: Subject) -> dic
     """What the json of `subject` holds: read when it is in the store, else measured and written."""
     computes = {path: metrics.load(path) for path in settings.metrics}
     _check_backends(settings)
-    name = result_name(subject, settings)
+    name = result_name(subject, settings, store)
     if store.exists(name):
         log.info("evaluation of %s is done", subject.checkpoint)
         return read_result(store, name)
-    values = measure(subject.open(), settings, computes)
+    values = measure(store, subject, settings, computes)
     result = {
         "schema": SCHEMA,
         "checkpoint": subject.checkpoint,
@@ -139,22 +141,37 @@ def run_id(workflow: Workflow) -> str | None:
     return read_text(store, job.tracking_key, "run_id")
 
 
-def result_name(subject: Subject, settings: EvaluateSettings) -> str:
-    """The key of a result: another for other weights, settings or metric versions, and when weights came."""
-    from infra.weights import find
-
+def result_name(subject: Subject, settings: EvaluateSettings, store: Storage) -> str:
+    """The key of a result: another for other weights, settings or metric versions, when weights came, and for
+    other real videos where a metric sees them."""
     code = hashlib.sha256()
     for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py")):
         code.update(file.read_bytes())
-    here = {name: find(name) is not None for path in settings.metrics for name in metrics.weights_of(path)}
+    names = {name for path in settings.metrics for name in metrics.weights_of(path)}
+    files = [*settings.networks.values(), *([settings.statistics] if settings.statistics else [])]
     parts = [
         subject.weights,
         settings.model_dump(mode="json", exclude=set(NEUTRAL)),
         code.hexdigest(),
-        here,
+        {name: find(name) is not None for name in names},
+        {file: _digest(file) for file in files},
+        latest_version(store) if _sees_real(settings) else "",
     ]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return f"{PREFIX}/{subject.step:08d}-{key}.json"
+
+
+def _sees_real(settings: EvaluateSettings) -> bool:
+    """Whether a metric compares with real videos, and has its network."""
+    seeing = [path for path in settings.metrics if metrics.sees_real(path)]
+    names = {name for path in seeing for name in metrics.weights_of(path)}
+    return any(name in settings.networks or find(name) is not None for name in names)
+
+
+def _digest(file: str) -> str:
+    """sha256 of a file that the settings name; "" when it is not there."""
+    path = Path(file).expanduser()
+    return digest(path) if path.is_file() else ""
 
 
 def read_result(store: Storage, key: str) -> dict[str, Any]:
@@ -165,25 +182,12 @@ def read_result(store: Storage, key: str) -> dict[str, Any]:
 
 
 def measure(
-    opened: OpenModel, settings: EvaluateSettings, computes: dict[str, metrics.Compute]
+    store: Storage, subject: Subject, settings: EvaluateSettings, computes: dict[str, metrics.Compute]
 ) -> dict[str, Value]:
-    """Generate the multi-view samples once, in a temporary folder, and run every metric on them."""
-    from infra.weights import find
-
-    rendering = opened.generator.config.rendering
-    near, far = rendering.ray_start, rendering.ray_end
-    length = far - near if near is not None and far is not None else rendering.box_warp
+    """Run every metric on the samples that they share, made in a temporary folder, or by workers."""
     values: dict[str, Value] = {}
-    with tempfile.TemporaryDirectory(prefix="pv3d-evaluate-") as folder:
-        views = generate_views(opened, settings, Path(folder))
-        evaluation = Evaluation(
-            views=views,
-            bin_size=length / (rendering.samples_coarse - 1),
-            mode=settings.mode,
-            identity_backend=settings.identity_backend,
-            face_backend=settings.face_backend,
-            weights=find,
-        )
+    with contextlib.ExitStack() as stack:
+        evaluation = _evaluation(store, subject, settings, stack)
         for path, compute in computes.items():
             found = compute(evaluation)
             doubt = doubts({key: value.to_json() for key, value in found.items()})
@@ -191,6 +195,58 @@ def measure(
             log.info("%s: %s", path, ", ".join(texts))
             values.update(found)
     return values
+
+
+def _evaluation(
+    store: Storage, subject: Subject, settings: EvaluateSettings, stack: contextlib.ExitStack
+) -> Evaluation:
+    """What the metrics get. Nothing is made before a metric asks for it."""
+    opened = subject.open()
+    config = opened.generator.config
+    near, far = config.rendering.ray_start, config.rendering.ray_end
+    length = far - near if near is not None and far is not None else config.rendering.box_warp
+    dataset = dataset_of(store, latest_version(store)) if _sees_real(settings) else None
+    kept, left_out = held_out(dataset, settings.frames, settings.videos)
+    real_missing = "the dataset has no clip of held-out people; set stages.WriteShards.held_out=0.1, say"
+    if left_out and not kept and sum(left_out.values()) > left_out["to train on"]:
+        real_missing = f"no clip of held-out people has {settings.frames} frames; lower evaluate.frames"
+    counts: dict[Kind, int] = {"views": settings.clips, "videos": settings.videos, "real": len(kept)}
+    samples = _samples(store, subject, opened, dataset, settings, counts, stack)
+    return Evaluation(
+        views=samples["views"], videos=samples["videos"], real=samples["real"],
+        bin_size=length / (config.rendering.samples_coarse - 1), frames=settings.frames,
+        size=config.img_resolution, real_key=real_key(dataset, settings), real_missing=real_missing,
+        statistics=Path(settings.statistics).expanduser() if settings.statistics else None,
+        cache=store, mode=settings.mode, identity_backend=settings.identity_backend,
+        face_backend=settings.face_backend, networks=settings.networks, weights=find,
+    )  # fmt: skip
+
+
+def _samples(
+    store: Storage, subject: Subject, opened: OpenModel, dataset: Dataset | None, settings: EvaluateSettings,
+    counts: dict[Kind, int], stack: contextlib.ExitStack,
+) -> dict[Kind, Samples[Any]]:  # fmt: skip
+    if settings.workers == 1:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pv3d-evaluate-")))
+        studio = Studio(opened, settings, folder, dataset)
+        return {kind: Here(studio, kind, count) for kind, count in counts.items()}
+    place, options, version = store.root, dict(store.s3), dataset.version if dataset else None
+
+    def of_worker() -> Dataset | None:
+        from infra.storage import open_storage
+
+        return dataset_of(open_storage(place, **options), version)
+
+    crew = Crew(settings.workers, subject.open, settings, of_worker)
+    stack.callback(crew.close)
+    return {kind: There(crew, kind, count) for kind, count in counts.items()}
+
+
+def dataset_of(store: Storage, version: str | None) -> Dataset | None:
+    """That version of the dataset; None without one."""
+    from stages.shards import open_dataset
+
+    return None if version is None else open_dataset(store, version)
 
 
 def _text(value: Value, doubt: str) -> str:
@@ -210,80 +266,6 @@ def doubts(values: dict[str, dict[str, Any]]) -> dict[str, str]:
     text = f"faces found in {round(share * frames)} of {frames} frames: says {says}"
     given = (name for name, value in values.items() if value["value"] is not None)
     return {name: text for name in given if name.startswith("id/")}
-
-
-@dataclass(frozen=True)
-class StoredViews:
-    """Multi-view samples in files, one per video; one is in memory at a time."""
-
-    files: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __iter__(self) -> Iterator[MultiView]:
-        for file in self.files:
-            with np.load(file, allow_pickle=False) as arrays:
-                yield MultiView(**{f.name: arrays[f.name] for f in fields(MultiView)})
-
-
-def generate_views(opened: OpenModel, settings: EvaluateSettings, folder: Path) -> StoredViews:
-    """Write `settings.clips` samples into `folder`, about 3 MB each at 512 px."""
-    from pipelines.progress import Progress
-
-    files = []
-    with Progress(["evaluate"]) as bars:
-        bars.expect("evaluate", settings.clips)
-        for number in range(settings.clips):
-            view = multi_view(opened, settings.seed, number, settings.mode)
-            files.append(folder / f"{number:06d}.npz")
-            np.savez(
-                files[-1], allow_pickle=False, **{f.name: getattr(view, f.name) for f in fields(MultiView)}
-            )
-            bars.done("evaluate")
-            bars.tick()
-    return StoredViews(tuple(files))
-
-
-def multi_view(opened: OpenModel, seed: int, number: int, mode: Mode = "paper") -> MultiView:
-    """Sample `number` of an evaluation: a function of (seed, number) alone.
-
-    Two times of the training grid (distinct as the paper says; with replacement in `official`), seen by the
-    frontal camera and by the one at 30 degrees; the mapping network sees the frontal one in all four views.
-    """
-    import torch
-
-    span = opened.generator.config.frames_span
-    random = np.random.default_rng([seed, number])
-    t0, t1 = random.choice(span, size=2, replace=mode == "official") / (span - 1)
-    front, side = opened.cameras.canonical_camera().encode(), opened.cameras.orbit(YAW_DEG).encode()
-    cameras = np.stack([front, side, side, front])
-    times = np.array([t0, t1, t0, t1], np.float32)
-    parts = list(
-        opened.clips.render_clip(
-            opened.generator,
-            seed * SEED_STRIDE + number,
-            cameras,
-            times,
-            mapping_camera=front,
-            return_xyz=True,
-        )
-    )
-
-    def whole(name: str) -> Any:
-        return torch.cat([getattr(part, name)[0] for part in parts]).float().cpu()
-
-    arrays: dict[str, NDArray[np.float32]] = {
-        "depth": whole("depth")[:, 0].numpy(),
-        "opacity": whole("weight_total")[:, 0].numpy(),
-        "points": whole("xyz").numpy(),
-    }
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise ValueError(
-            f"{opened.name}: video {number} has a {broken[0]} that is not finite; the checkpoint has diverged"
-        )
-    return MultiView(images=opened.clips.to_uint8(whole("image")), cameras=cameras, times=times, **arrays)
 
 
 def _log_to_run(workflow: Workflow, artifact: str, result: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def register(workflow: Workflow) -> Version:
             f"{checkpoint.key}: its training has no MLflow run; run `pv3d run --until train` again"
         )
     generator, _ = load_generator(store, checkpoint.key)
-    measured = result_name(of(checkpoint), workflow.evaluate)
+    measured = result_name(of(checkpoint), workflow.evaluate, workflow.store())
     evaluation = read_result(store, measured) if store.exists(measured) else None
     tags = describe(workflow, checkpoint, evaluation)
     told = {**tags, "checkpoint": checkpoint.key, "code": code_version()}

@@ -90,7 +90,7 @@ def evaluation_section(workflow: Workflow, store: Storage) -> dict[str, Any] | N
     key = max(keys)
     if store.exists("dataset/latest.json"):
         newest = next(checkpoints(store, training(workflow).checkpoints), None)
-        wanted = result_name(of(newest), workflow.evaluate) if newest else ""
+        wanted = result_name(of(newest), workflow.evaluate, store) if newest else ""
         key = wanted if wanted in keys else key
     result = read_result(store, key)
     rows, doubt = [], doubts(result["metrics"])

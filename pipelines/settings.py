@@ -211,11 +211,17 @@ class TrainSettings(Closed):
         return value
 
 
+METRIC_NETWORKS = ("i3d", "inception", "arcface", "lpips")
+"""Names in the table of weights."""
+
+
 class EvaluateSettings(Closed):
     metrics: tuple[str, ...] = ()
     """Import paths of metric modules."""
     clips: int = Field(default=1000, ge=1)
-    """Generated videos to measure on."""
+    """Generated videos that are seen from two sides: for id, chamfer, warping_error."""
+    videos: int = Field(default=5000, ge=2)
+    """Generated videos, and at most so many real ones, for fvd, fid, kid; made if their network is here."""
     mode: Literal["paper", "official"] = "paper"
     """Definitions of appendix A.4 of the paper, or those that the authors' scripts compute."""
     identity_backend: str = "stages.backends.dlib:DlibIdentity"
@@ -223,9 +229,26 @@ class EvaluateSettings(Closed):
     face_backend: str = "stages.backends.dlib:DlibFaces"
     """Import path of the detector behind `faces_found/<its name>`."""
     frames: int = Field(default=16, ge=2)
+    """Of a video for fvd, fid, kid."""
+    h264: bool = True
+    """Write these videos as H.264 and read them back, as the paper's were."""
+    networks: dict[str, str] = {}
+    """Files in place of the listed ones, TorchScript (which is code) or ONNX: see docs/evaluation.md."""
+    statistics: str = ""
+    """A file of I3D statistics for fvd in place of held-out people, such as the authors' pickle."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Processes that make and measure videos, on Ray when they are more than one. No figure depends on it."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     every: int = Field(default=0, ge=0)
     """Evaluate every N-th checkpoint while training goes on, on cores that it leaves free. 0: the last."""
+
+    @field_validator("networks")
+    @classmethod
+    def _networks(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in METRIC_NETWORKS:
+                raise ValueError(f"{name!r} is no network of a metric; known: {', '.join(METRIC_NETWORKS)}")
+        return value
 
 
 class GateRule(Closed):

@@ -211,7 +211,7 @@ def _earlier(found: Checkpoint, progress: Callable[[str], None]) -> Iterator[tup
 
 def multi_view(model: OpenModel, network: backends.IdentityBackend, videos: int) -> dict[str, float]:
     """ID and Chamfer distance as `pv3d evaluate` defines them, of the first videos of its seed 0."""
-    from pipelines import evaluate
+    from pipelines import evaluate_samples
     from stages.metrics.chamfer import paper_pairs
     from stages.metrics.identity import video_similarity
 
@@ -220,7 +220,7 @@ def multi_view(model: OpenModel, network: backends.IdentityBackend, videos: int)
     length = far - near if near is not None and far is not None else rendering.box_warp
     same, apart = [], []
     for number in range(videos):
-        view = evaluate.multi_view(model, 0, number)
+        view = evaluate_samples.multi_view(model, 0, number)
         same.append(video_similarity(view, network))
         apart.append(paper_pairs(view, length / (rendering.samples_coarse - 1)))
     found = np.concatenate(apart)

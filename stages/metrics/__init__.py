@@ -187,6 +187,11 @@ def backends_of(path: str) -> tuple[str, ...]:
     return tuple(getattr(importlib.import_module(path.partition(":")[0]), "BACKENDS", ()))
 
 
+def sees_real(path: str) -> bool:
+    """Whether the metric at an import path compares with real videos: its `REAL`."""
+    return bool(getattr(importlib.import_module(path.partition(":")[0]), "REAL", False))
+
+
 def names_of(path: str) -> tuple[str, ...] | None:
     """The names of the figures that the metric at an import path gives: its `NAMES`. None when it does not
     say."""

@@ -22,6 +22,7 @@ from stages.metrics.statistics import Statistics
 
 INCEPTION = "inception"
 WEIGHTS = (INCEPTION,)
+REAL = True
 NAMES = ("fid", "fid/*")
 
 

@@ -34,6 +34,7 @@ from stages.metrics.statistics import Moments, Statistics, read_statistics
 
 I3D = "i3d"
 WEIGHTS = (I3D,)
+REAL = True
 NAMES = ("fvd", "fvd/*", "fvd48", "fvd48/*")
 RESOLUTION = 224
 OFFICIAL_SIDE = 512

@@ -18,6 +18,7 @@ from stages.metrics.fid import INCEPTION, frame_features, frames_note, inception
 from stages.metrics.frechet import GROUPS, normal_interval
 
 WEIGHTS = (INCEPTION,)
+REAL = True
 NAMES = ("kid", "kid/*")
 BLOCK = 1024
 Array = NDArray[np.float64]

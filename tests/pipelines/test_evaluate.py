@@ -16,7 +16,8 @@ from model.config import tiny, to_dict  # noqa: E402
 from model.generator import Generator  # noqa: E402
 from pipelines.after_data import later  # noqa: E402
 from pipelines.checkpoints import EMA  # noqa: E402
-from pipelines.evaluate import evaluate, generate_views, multi_view, newest_checkpoint, training  # noqa: E402
+from pipelines.evaluate import evaluate, newest_checkpoint, training  # noqa: E402
+from pipelines.evaluate_samples import Here, Studio, multi_view  # noqa: E402
 from pipelines.models import of_checkpoint  # noqa: E402
 from pipelines.register import find_version, register  # noqa: E402
 from pipelines.workflow import Workflow, load  # noqa: E402
@@ -48,18 +49,10 @@ def checkpoint(workflow: Workflow, step: int, weights: Generator) -> None:
     save(workflow.store(), training(workflow).checkpoints, step, {EMA: weights.state_dict()}, card, keep=3)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def workflow(tmp_path: Path, database: Path) -> Workflow:
+def workflow(tmp_path: Path, mlflow_database: Path) -> Workflow:
     """A run that has trained 24 updates on nothing."""
-    shutil.copy(database, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     (tmp_path / "workflow.yaml").write_text(TEXT.format(root=tmp_path))
     made = load(tmp_path / "workflow.yaml")
     commit_dataset(made.store(), [])
@@ -122,7 +115,7 @@ def test_another_setting_or_checkpoint_is_measured_anew_and_the_same_again(workf
 
 def test_a_sample_is_a_function_of_seed_and_number(workflow: Workflow, tmp_path: Path) -> None:
     opened = of_checkpoint(workflow.store(), newest_checkpoint(workflow).key)
-    stored = generate_views(opened, workflow.evaluate, tmp_path)
+    stored = Here(Studio(opened, workflow.evaluate, tmp_path), "views", 2)
     alone = multi_view(opened, workflow.evaluate.seed, 1)
     second = list(stored)[1]
     for name in MultiView.__dataclass_fields__:

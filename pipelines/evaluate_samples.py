@@ -1,0 +1,327 @@
+"""What metrics are computed on, made one at a time: views and videos of a model, videos of held-out people.
+
+Every sample is a function of the settings and its number alone, and one thread computes it, so that figures
+do not depend on workers, batches or order. What was made stays in a temporary folder of its worker; generated
+and real videos are written as H.264 and read back, as the paper's were, unless `evaluate.h264` is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.metrics import Mode, MultiView, Video
+
+if TYPE_CHECKING:
+    from pipelines.models import OpenModel
+    from pipelines.settings import EvaluateSettings
+    from stages.dataset import Dataset, Sample
+
+T = TypeVar("T")
+Kind = Literal["views", "videos", "real"]
+
+YAW_DEG = 30.0
+SEED_STRIDE = 1_000_000
+"""Videos of evaluation seed s are the seeds from s times this on, so that two evaluations share no video."""
+FPS = 25.0
+CRF = 25
+"""x264's rate factor that the authors' writer takes when it is told nothing."""
+WINDOW = 2
+"""Samples that a worker is asked for at once."""
+
+
+@dataclass
+class Studio:
+    """Makes samples of a model and a dataset in this process."""
+
+    opened: OpenModel
+    settings: EvaluateSettings
+    folder: Path
+    dataset: Dataset | None = None
+
+    @functools.cached_property
+    def held_out(self) -> tuple[list[Sample], Counter[str]]:
+        """Clips of people that are not trained on, at most `settings.videos`; others by why they are not."""
+        return held_out(self.dataset, self.settings.frames, self.settings.videos)
+
+    @functools.cached_property
+    def tracks(self) -> list[Sample]:
+        """Clips whose cameras generated videos take: those to train on. Raises ValueError for none."""
+        from pipelines.sampling import eligible
+
+        found = eligible(self.dataset, self.settings.frames)[0] if self.dataset else []
+        if not found:
+            raise ValueError(
+                f"evaluate.frames: no training clip has {self.settings.frames} frames whose cameras a "
+                "generated video could take; lower it, or cut longer clips"
+            )
+        return found
+
+    def get(self, kind: Kind, number: int) -> MultiView | Video:
+        """A sample; made when it is wanted first."""
+        if kind == "views":
+            return self._view(number)
+        name = self.folder / f"{kind}-{number:06d}"
+        make = self._real if kind == "real" else self._generated
+        read = self._through_h264 if self.settings.h264 else self._as_is
+        return read(name, make, number)
+
+    def _view(self, number: int) -> MultiView:
+        file = self.folder / f"views-{number:06d}.npz"
+        if not file.exists():
+            with one_thread():
+                view = multi_view(self.opened, self.settings.seed, number, self.settings.mode)
+            np.savez(file, allow_pickle=False, **{f.name: getattr(view, f.name) for f in fields(MultiView)})
+        with np.load(file, allow_pickle=False) as arrays:
+            return MultiView(**{f.name: arrays[f.name] for f in fields(MultiView)})
+
+    def _through_h264(self, name: Path, make: Callable[[int], Video], number: int) -> Video:
+        from stages.video import read_all, write_video
+
+        file = name.with_suffix(".mp4")
+        if not file.exists():
+            write_video(file, make(number), FPS, CRF)
+        return np.stack([frame for _, frame in read_all(file)])
+
+    def _as_is(self, name: Path, make: Callable[[int], Video], number: int) -> Video:
+        file = name.with_suffix(".npy")
+        if not file.exists():
+            np.save(file, make(number), allow_pickle=False)
+        found: Video = np.load(file, allow_pickle=False)
+        return found
+
+    def _real(self, number: int) -> Video:
+        """A window of a clip, from a frame on that its id and the seed decide."""
+        sample = self.held_out[0][number]
+        assert self.dataset is not None, "only a dataset has held-out clips"
+        first = _start(sample, self.settings)
+        return self.dataset.frames(sample, range(first, first + self.settings.frames))
+
+    def _generated(self, number: int) -> Video:
+        """A video with the cameras of a training clip's window; the mapping network sees the first one."""
+        random = np.random.default_rng([self.settings.seed, number, 1])
+        sample = self.tracks[int(random.integers(len(self.tracks)))]
+        first = int(random.integers(sample.frame_count - self.settings.frames + 1))
+        assert self.dataset is not None, "only a dataset has clips"
+        cameras = self.dataset.cameras(sample)[first : first + self.settings.frames]
+        times = self.opened.clips.window_times(self.opened.generator.config, self.settings.frames)
+        with one_thread():
+            parts = self.opened.clips.render_clip(
+                self.opened.generator, self.settings.seed * SEED_STRIDE + number, cameras, times,
+                mapping_camera=cameras[0],
+            )  # fmt: skip
+            return np.concatenate([self.opened.clips.to_uint8(part.image[0]) for part in parts])
+
+
+def held_out(dataset: Dataset | None, frames: int, most: int) -> tuple[list[Sample], Counter[str]]:
+    """(clips of another split than "train" that are long enough, by id; how many are left out and why).
+
+    Of more than `most`, those whose hashed ids come first: a choice that more clips change little.
+    """
+    why: Counter[str] = Counter()
+    found = []
+    for sample in dataset.samples if dataset else ():
+        if sample.split == "train":
+            why["to train on"] += 1
+        elif sample.frame_count < frames:
+            why[f"shorter than {frames} frames"] += 1
+        else:
+            found.append(sample)
+    chosen = sorted(found, key=lambda s: hashlib.sha256(s.clip_id.encode()).digest())[:most]
+    return sorted(chosen, key=lambda s: s.clip_id), why
+
+
+def real_key(dataset: Dataset | None, settings: EvaluateSettings) -> str:
+    """Which real videos: a hash of the dataset and of how they are cut and written; "" without a dataset."""
+    if dataset is None:
+        return ""
+    parts = [dataset.version, settings.frames, settings.videos, settings.seed, settings.h264, CRF]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _start(sample: Sample, settings: EvaluateSettings) -> int:
+    """The first frame of a clip's window: a function of its id and the seed, so that other clips do not move
+    it."""
+    word = int.from_bytes(hashlib.sha256(sample.clip_id.encode()).digest()[:4], "big")
+    random = np.random.default_rng([settings.seed, word])
+    return int(random.integers(sample.frame_count - settings.frames + 1))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums over several threads may round differently, so a sample is computed by one; workers are many."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Samples that this process makes (`stages.metrics.Samples`)."""
+
+    studio: Studio
+    kind: Kind
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.map(lambda sample: sample)
+
+    def map(self, function: Callable[[Any], T]) -> Iterator[T]:
+        def run(number: int) -> T:
+            sample = self.studio.get(self.kind, number)
+            with one_thread():
+                return function(sample)
+
+        return watched(map(run, range(self.count)), self.count)
+
+
+class Crew:
+    """Studios in workers of a Ray, number i's in worker i mod W. `open_model` and `open_store` run there."""
+
+    def __init__(
+        self, workers: int, open_model: Callable[[], OpenModel], settings: EvaluateSettings,
+        open_dataset: Callable[[], Dataset | None],
+    ) -> None:  # fmt: skip
+        import ray
+
+        from infra import cluster
+
+        cluster.start()
+        remote: Any = ray.remote(num_cpus=1, num_gpus=_gpu_share(workers))(_Worker)
+        self._workers = [remote.remote(open_model, settings, open_dataset) for _ in range(workers)]
+
+    def map(self, kind: Kind, count: int, function: Callable[[Any], T]) -> Iterator[T]:
+        """In the order of numbers, whoever is done first; some more are under way than the next."""
+        import ray
+
+        under_way: deque[Any] = deque()
+        for number in range(count):
+            worker = self._workers[number % len(self._workers)]
+            under_way.append(worker.apply.remote(kind, number, function))
+            if len(under_way) > WINDOW * len(self._workers):
+                yield _answer(ray, under_way.popleft())
+        while under_way:
+            yield _answer(ray, under_way.popleft())
+
+    def close(self) -> None:
+        import ray
+
+        for worker in self._workers:
+            ray.kill(worker)
+
+
+def _answer(ray: Any, reference: Any) -> Any:
+    """What a worker says; a ValueError of its own as it would be raised here."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise
+
+
+def _gpu_share(workers: int) -> float:
+    import ray
+
+    gpus = float(ray.cluster_resources().get("GPU", 0))
+    return min(1.0, gpus / workers) if gpus else 0.0
+
+
+class _Worker:
+    """An actor of Ray."""
+
+    def __init__(
+        self, open_model: Callable[[], OpenModel], settings: EvaluateSettings,
+        open_dataset: Callable[[], Dataset | None],
+    ) -> None:  # fmt: skip
+        import tempfile
+
+        self._folder = tempfile.TemporaryDirectory(prefix="pv3d-evaluate-")
+        self._studio = Studio(open_model(), settings, Path(self._folder.name), open_dataset())
+
+    def apply(self, kind: Kind, number: int, function: Callable[[Any], T]) -> T:
+        sample = self._studio.get(kind, number)
+        with one_thread():
+            return function(sample)
+
+
+@dataclass(frozen=True)
+class There:
+    """Samples that workers make (`stages.metrics.Samples`)."""
+
+    crew: Crew
+    kind: Kind
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def map(self, function: Callable[[Any], T]) -> Iterator[T]:
+        return watched(self.crew.map(self.kind, self.count, function), self.count)
+
+
+def watched(answers: Iterator[T], count: int) -> Iterator[T]:
+    """The same, with a bar."""
+    from pipelines.progress import Progress
+
+    with Progress(["evaluate"]) as bars:
+        bars.expect("evaluate", count)
+        for answer in answers:
+            yield answer
+            bars.done("evaluate")
+            bars.tick()
+
+
+def multi_view(opened: OpenModel, seed: int, number: int, mode: Mode = "paper") -> MultiView:
+    """Sample `number` of an evaluation: a function of (seed, number) alone.
+
+    Two times of the training grid (distinct as the paper says; with replacement in `official`), seen by the
+    frontal camera and by the one at 30 degrees; the mapping network sees the frontal one in all four views.
+    """
+    import torch
+
+    span = opened.generator.config.frames_span
+    random = np.random.default_rng([seed, number])
+    t0, t1 = random.choice(span, size=2, replace=mode == "official") / (span - 1)
+    front, side = opened.cameras.canonical_camera().encode(), opened.cameras.orbit(YAW_DEG).encode()
+    cameras = np.stack([front, side, side, front])
+    times = np.array([t0, t1, t0, t1], np.float32)
+    parts = list(
+        opened.clips.render_clip(
+            opened.generator, seed * SEED_STRIDE + number, cameras, times, mapping_camera=front,
+            return_xyz=True,
+        )
+    )  # fmt: skip
+
+    def whole(name: str) -> Any:
+        return torch.cat([getattr(part, name)[0] for part in parts]).float().cpu()
+
+    arrays: dict[str, NDArray[np.float32]] = {
+        "depth": whole("depth")[:, 0].numpy(),
+        "opacity": whole("weight_total")[:, 0].numpy(),
+        "points": whole("xyz").numpy(),
+    }
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(
+            f"{opened.name}: video {number} has a {broken[0]} that is not finite; the checkpoint has diverged"
+        )
+    return MultiView(images=opened.clips.to_uint8(whole("image")), cameras=cameras, times=times, **arrays)
