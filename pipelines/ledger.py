@@ -346,11 +346,9 @@ class Ledger:
     def finished(self, stage: str) -> str:
         """What a group stage was finished with, or ""."""
         key = f"ledger/{stage}/finished.json"
-        if not self.store.exists(key):
-            return ""
         try:
             digest = parsed_object(self.store.read(key)).get("digest")
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return ""
         return digest if isinstance(digest, str) else ""
 

@@ -388,7 +388,8 @@ class _Run:
         if type(step.stage).finish is GroupStage.finish:
             return
         digest = f"{step.key}:{kept.digest()}"
-        if self.ledger.finished(step.name) == f"{digest}:{step.stage.standing(self.store)}":
+        before = self.ledger.finished(step.name)
+        if before.startswith(f"{digest}:") and before == f"{digest}:{step.stage.standing(self.store)}":
             return
         self.ledger.flush()
         try:

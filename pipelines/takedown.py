@@ -56,11 +56,10 @@ def takedown(workflow: Workflow, *, dry_run: bool = False, wait: bool = False) -
 
 
 def sweep_if_due(workflow: Workflow, store: Storage) -> None:
-    """`sweep`, unless it was done for this very list. Raises ValueError as `Policy`."""
-    policy = Policy(workflow, store)
+    """`sweep`, where there is a list, unless it was done for this very one. Raises ValueError as `Policy`."""
     if not workflow.policy.takedown:
         return
-    unfinished = any(not record["finished"] for record in policy.records.values())
+    unfinished = any(not record["finished"] for record in Policy(workflow, store).records.values())
     if unfinished or not store.exists(STATE) or _read(store, STATE) != {"list": workflow.takedown.digest}:
         sweep(workflow, store)
 
