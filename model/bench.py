@@ -83,23 +83,26 @@ def workload(of: Variant, device: str, videos: int, *, bf16: bool = False, seed:
             network.to(device)
             if bf16:
                 network.use_bf16()
-    frames = config.discriminator_frames
+    inputs, real = synthetic_batch(replace(of, recipe=recipe), videos, seed)
+    moved: Any = {k: v.to(device) for k, v in vars(inputs).items() if isinstance(v, Tensor)}
+    return Workload(nets, replace(inputs, **moved), Sample(*(x.to(device) for x in real)), recipe)
+
+
+def synthetic_batch(of: Variant, videos: int, seed: int = 0) -> tuple[GeneratorInputs, Sample]:
+    """What an update sees, on the CPU: frames of noise, frontal cameras, times by the law, no schedule."""
+    config, frames = of.model, of.model.discriminator_frames
     yaws = np.linspace(-20, 20, videos * frames)
     cameras = torch.from_numpy(np.stack([camera.orbit(yaw).encode() for yaw in yaws])).view(
         videos, frames, -1
     )
     generator = torch.Generator().manual_seed(seed)
-    times = steps.sample_times(videos, config, recipe, generator)
+    times = steps.sample_times(videos, config, of.recipe, generator)
     inputs = steps.draw_inputs(
-        cameras, config, recipe, samples=10**9, generator=generator, matched_times=times
+        cameras, config, of.recipe, samples=10**9, generator=generator, matched_times=times
     )
     side = config.img_resolution
     image = torch.rand(videos, frames, 3, side, side, generator=generator) * 2 - 1
-    real = losses.real_sample(
-        image.to(device), times.to(device), cameras.to(device), config.rendering.resolution
-    )
-    moved: Any = {k: v.to(device) for k, v in vars(inputs).items() if isinstance(v, Tensor)}
-    return Workload(nets, replace(inputs, **moved), real, recipe)
+    return inputs, losses.real_sample(image, times, cameras, config.rendering.resolution)
 
 
 class ConvolutionRecorder(TorchDispatchMode):
