@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def from_bytes(data: bytes, what: str) -> Statistics:
                 network=str(head["network"]), about=dict(head["about"]),
                 features=arrays["features"] if "features" in arrays.files else None,
             )  # fmt: skip
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{what}: no statistics of features ({error}); delete it, or name another") from None
     return _sound(found, what)
 
