@@ -1,22 +1,26 @@
 """What an update of a training takes: memory and seconds, in processes of its own.
 
-The networks, DeepSpeed engines and losses are the product's, as `pipelines.train.work` uses them; the batch
-is synthetic and lies in memory, so that no loader and no MLflow is measured with them. Every update has all
-four phases; `update_s` counts the lazy ones by their intervals.
+The networks, DeepSpeed engines and losses are the product's, as `pipelines.train.work` uses them, with Adam's
+moments from the start; the batch is synthetic and lies in memory, so that no loader and no MLflow is measured
+with them. Every update has all four phases; `update_s` counts the lazy ones by their intervals.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import math
 import os
+import platform
 import resource
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,8 +91,11 @@ def check_device(bench: str, device: str) -> None:
 
 def measure(setting: Setting, updates: int = 1) -> dict[str, float] | None:
     """`peak_gb` of the worker that holds most, `start_gb` (before the first update), `update_s`, and for each
-    phase `<phase>_s`, on CUDA also `<phase>_gb` and `reserved_gb`. Seconds are the best of so many updates,
-    after one that does not count; with 0 that one counts. None when the memory does not suffice."""
+    phase `<phase>_s` and `<phase>_gb`; on CUDA `reserved_gb`. Seconds are the best of so many updates, after
+    one that does not count; with 0 that one counts. None when the memory does not suffice.
+
+    A phase's memory is that of the first update, before which what is free is given back to the system; the
+    peak is of all updates, with what the allocator has split by then."""
     assert setting.made, "checked before a process is started"
     with socket.socket() as free, tempfile.TemporaryDirectory(prefix="pv3d-bench-updates-") as folder:
         free.bind(("127.0.0.1", 0))
@@ -119,6 +126,7 @@ def measure(setting: Setting, updates: int = 1) -> dict[str, float] | None:
 def main() -> None:
     """Entry of a worker."""
     from infra.allocator import tune_allocator
+    from infra.engine import end_deepspeed
 
     task = json.loads(sys.argv[1])
     tune_allocator()
@@ -135,7 +143,9 @@ def main() -> None:
             raise
         found = {"out_of_memory": True}
     Path(task["out"], f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-    if found.get("out_of_memory") and setting.workers > 1:
+    if not found.get("out_of_memory"):
+        end_deepspeed()
+    elif setting.workers > 1:
         os._exit(1)  # the others wait for it in vain: their group breaks
 
 
@@ -162,30 +172,74 @@ def _measured(setting: Setting, updates: int) -> dict[str, float]:
     torch.manual_seed(0)
     nets = Networks(setting.made, device, bfloat16=setting.precision == "bfloat16")
     nets.start(None, videos=setting.batch // setting.workers, zero=setting.zero, parts=setting.accumulate)
+    for engine in (nets.g, *nets.discriminators):  # as after an update, which makes them
+        moments = {name: torch.zeros_like(p) for name, p in _moments(engine.network)}
+        engine.load_moments({**moments, "step": torch.ones(1)})
     phases = _phases(setting, nets, rank)
-    start = torch.cuda.memory_allocated() / 1e9 if gpu else peak_gb()
+    peaks = _Peaks(gpu)
+    start = peaks.held()
     seconds: dict[str, list[float]] = {name: [] for name in phases}
-    peaks = dict.fromkeys(phases, 0.0)
-    for _ in range(updates + 1):
+    for number in range(updates + 1):
         for name, phase in phases.items():
-            if gpu:
-                torch.cuda.reset_peak_memory_stats()
+            if number == 0:
+                peaks.begin()
             before = time.perf_counter()
             phase()
             if gpu:
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - before)
-            peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0)
+            if number == 0:
+                peaks.end(name)
     recipe = setting.made.recipe
     every = {"G-reg": recipe.generator_reg_interval, "D-reg": recipe.discriminator_reg_interval}
     best = {name: min(taken[1:] or taken) for name, taken in seconds.items()}
     found = {f"{name}_s": best[name] for name in PHASES}
     found["update_s"] = math.fsum(best[name] / every.get(name, 1) for name in phases)
-    found |= {"start_gb": start, "peak_gb": max(peaks.values()) if gpu else peak_gb()}
+    found |= {f"{name}_gb": peaks.phases[name] for name in PHASES}
+    found |= {"start_gb": start, "peak_gb": max(peaks.peak(), *peaks.phases.values())}
     if gpu:
-        found |= {f"{name}_gb": peaks[name] for name in PHASES}
         found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
     return found
+
+
+def _moments(network: Any) -> Iterator[tuple[str, Any]]:
+    from infra.engine import MOMENTS
+
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            yield f"{name}.{moment}", parameter
+
+
+class _Peaks:
+    """The most memory held since `begin`: of PyTorch's allocator on CUDA, else of the process, in GB."""
+
+    def __init__(self, gpu: bool) -> None:
+        self.gpu = gpu
+        self.phases: dict[str, float] = {}
+
+    def held(self) -> float:
+        self.begin()
+        return self.peak()
+
+    def begin(self) -> None:
+        import torch
+
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        gc.collect()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(OSError):  # elsewhere than on Linux peaks only grow
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
+
+    def end(self, phase: str) -> None:
+        self.phases[phase] = self.peak()
+
+    def peak(self) -> float:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e9 if self.gpu else peak_gb()
 
 
 def _phases(setting: Setting, nets: Any, rank: int) -> dict[str, Callable[[], object]]:
