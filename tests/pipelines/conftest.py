@@ -51,3 +51,12 @@ class Tiny:
 @pytest.fixture
 def tiny(tmp_path) -> Tiny:
     return Tiny(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory) -> Path:
+    """An empty MLflow database; making one takes seconds, copying it does not."""
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
