@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from model.camera import Camera, canonical_camera, orbit
 from stages.metrics import Evaluation, MultiView
 from stages.metrics.chamfer import chamfer_median, compute, lower_median, resize
+from stages.metrics.warping import lift
 
 
 def plane(z: float, side: int = 32, opacity: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,3 +71,63 @@ def test_resizing_keeps_a_linear_ramp_inside_the_picture() -> None:
     out = resize(ramp, 32)[..., 0]
     expected = (np.arange(32) + 0.5) / 2 - 0.5
     np.testing.assert_allclose(out[5, 1:-1], expected[1:-1], atol=1e-12)
+
+
+# --- scenes seen by real cameras ----------------------------------------------------------------------------
+
+RAYS, BIN = 64, 1.05 / 47                                    # of the paper: 2.25 to 3.3 in 48 samples
+FRONT, SIDE = canonical_camera(), orbit(30.0)
+
+
+def sphere_seen(camera: Camera, radius: float, at: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(points [R, R, 3] of a sphere about (at, 0, 0), opacity [R, R]) where its rays meet it."""
+    rays = (lift(camera, np.ones((RAYS, RAYS))) - camera.position).reshape(-1, 3)
+    origin = camera.position - (at, 0, 0)
+    half = rays @ origin
+    square = half**2 - (origin @ origin - radius**2)
+    depth = (-half - np.sqrt(np.clip(square, 0, None))).reshape(RAYS, RAYS)
+    return lift(camera, depth).astype(np.float32), (square > 0).reshape(RAYS, RAYS).astype(np.float32)
+
+
+def scene(seen: list[tuple[np.ndarray, np.ndarray]]) -> MultiView:
+    points, opacity = (np.stack(part) for part in zip(*seen, strict=True))
+    return MultiView(
+        images=np.zeros((4, 8, 8, 3), np.uint8), depth=opacity, opacity=opacity, points=points,
+        cameras=np.stack([c.encode() for c in (FRONT, SIDE, SIDE, FRONT)]), times=np.zeros(4, np.float32),
+    )  # fmt: skip
+
+
+def chamfer(view: MultiView) -> float:
+    value = compute(Evaluation(views=[view], bin_size=BIN))["chamfer"].value
+    assert value is not None
+    return value
+
+
+def test_a_sphere_seen_from_two_sides_is_one_sphere_up_to_the_grid_of_rays() -> None:
+    view = scene([sphere_seen(camera, 0.25) for camera in (FRONT, SIDE, SIDE, FRONT)])
+    spacing = 2.7 / FRONT.intrinsics[0, 0] / RAYS            # of neighbouring rays, at the sphere
+    assert chamfer(view) < 2 * (spacing / BIN) ** 2
+
+
+def test_concentric_spheres_are_apart_by_twice_the_square_of_their_radii() -> None:
+    """Every point of one is the difference of radii from the other, so the median is it too."""
+    small, large = 0.2, 0.2 + 4 * BIN
+    radii = (small, large, large, small)
+    cameras = (FRONT, SIDE, SIDE, FRONT)
+    view = scene([sphere_seen(camera, radius) for camera, radius in zip(cameras, radii, strict=True)])
+    same = scene([sphere_seen(camera, small) for camera in (FRONT, SIDE, SIDE, FRONT)])
+    own = chamfer(same)
+    assert chamfer(view) == pytest.approx(4 / 6 * 2 * 4.0**2, rel=0.05, abs=own)
+
+
+def test_a_plane_seen_by_a_moved_camera_is_the_same_plane() -> None:
+    def seen(camera: Camera, z: float) -> tuple[np.ndarray, np.ndarray]:
+        rays = lift(camera, np.ones((RAYS, RAYS))) - camera.position
+        depth = (z - camera.position[2]) / rays[..., 2]
+        return lift(camera, depth).astype(np.float32), np.ones((RAYS, RAYS), np.float32)
+
+    together = scene([seen(FRONT, 0.0), seen(SIDE, 0.0), seen(SIDE, 0.0), seen(FRONT, 0.0)])
+    spacing = 2.7 / FRONT.intrinsics[0, 0] / RAYS
+    assert chamfer(together) < 2 * (spacing / BIN) ** 2
+    apart = scene([seen(FRONT, 0.0), seen(SIDE, 3 * BIN), seen(SIDE, 3 * BIN), seen(FRONT, 0.0)])
+    assert chamfer(apart) == pytest.approx(4 / 6 * 2 * 3.0**2, rel=0.05)

@@ -75,8 +75,9 @@ def test_other_inputs_answers_and_files_are_refused_in_one_line(tmp_path: Path) 
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "does not take [1, 3, 4, 32, 32]" in message(script(tmp_path, seeded(PictureNetwork), "picture.pt"))
-    assert "does not take [1, 3, 4, 32, 32]" in message(onnx_mean(tmp_path / "small.onnx", [1, 3], [1]))
+    other = "does not take [1, 3, 4, 32, 32]"
+    assert other in message(script(tmp_path, seeded(PictureNetwork), "picture.pt"))
+    assert other in message(onnx_mean(tmp_path / "small.onnx", [1, 3], [1]))
     (tmp_path / "none.onnx").write_bytes(b"nothing")
     assert "cannot read it" in message(tmp_path / "none.onnx")
     broken = seeded(VideoNetwork)

@@ -105,3 +105,21 @@ def test_a_video_is_the_mean_of_its_front_side_pairs() -> None:
     )
     value = compute(Evaluation(views=[view], bin_size=1.0))["warping_error"]
     assert value.value == pytest.approx(np.mean([40 - 10, 80 - 20, 20 - 10, 80 - 40]))
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.05, 0.2])
+def test_a_moved_camera_has_the_slope_of_the_picture_times_what_it_is_wrong_by(wrong: float) -> None:
+    """A plane whose brightness rises by `slope` per world unit, seen from the front and from beside it; the
+    second picture is painted as if the plane had moved along by `wrong`."""
+    slope, aside = 150.0, np.array([0.1, 0.05, 0])
+    moved = Camera(
+        rotation=FRONT.rotation, position=FRONT.position + aside, intrinsics=FRONT.intrinsics
+    )
+
+    def ramp(camera: Camera, by: float = 0.0) -> np.ndarray:
+        x = lift(camera, depth_of_plane(camera, 0.0))[..., 0]
+        return np.repeat((127 + slope * (x + by))[..., None], 3, axis=-1)
+
+    depth = depth_of_plane(moved, 0.0)
+    error = warping_error(FRONT.encode(), moved.encode(), ramp(FRONT), ramp(moved, wrong), depth)
+    assert error == pytest.approx(slope * wrong, abs=0.05)  # the edge's pixels are repeated
