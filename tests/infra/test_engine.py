@@ -1,5 +1,8 @@
 """The DeepSpeed pattern on a small GAN: the same numbers on any number of workers, at ZeRO 0, 1 and 2.
 
+Gradients are far above norm 1 and grow, so that clipping would show; a layer of the generator is left out of
+its main update; the discriminator's penalty needs two derivatives and has a step of its own.
+
 Run as a script, this file is one worker; the tests start it with the ranks in the environment.
 """
 
@@ -66,6 +69,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def outcome(results: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((results / f"{name}.json").read_text())
+    return found
+
+
 def difference(a: Path, b: Path) -> float:
     left, right = (json.loads(path.read_text())["weights"] for path in (a, b))
     assert left.keys() == right.keys()
@@ -83,6 +91,37 @@ def test_two_workers_without_a_compiler_equal_plain_torch(results: Path, zero: i
 @pytest.mark.parametrize("zero", [0, 1, 2])
 def test_two_workers_that_accumulate_over_two_parts_equal_plain_torch(results: Path, zero: int) -> None:
     assert difference(results / "plain.json", results / f"parts-{zero}.json") < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["two-0", "two-1", "two-2", "parts-0", "parts-1", "parts-2"])
+def test_what_is_told_is_of_all_workers_and_no_gradient_is_clipped(results: Path, run: str) -> None:
+    plain, told = (outcome(results, name)["told"] for name in ("plain", run))
+    norms = [values["g/grad_norm"] for values in plain if "g/grad_norm" in values]
+    assert min(norms) > 1
+    assert max(norms) > 2 * min(norms)
+    assert len(told) == len(plain)
+    for here, there in zip(told, plain, strict=True):
+        assert here == pytest.approx(there, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_layer_that_an_update_leaves_out_stays_and_its_moments_fade(results: Path, zero: int) -> None:
+    """A stale gradient, or AdamW's decay, would move it; Adam of plain torch would not count the update."""
+    found, plain = outcome(results, f"two-{zero}"), outcome(results, "plain")
+    assert found["unused_moved"] == [0.0] * STEPS
+    assert found["moments"]["g"]["step"] == plain["moments"]["g"]["step"] == [STEPS + STEPS / 2]
+    for network in ("g", "d"):
+        assert found["moments"][network].keys() == plain["moments"][network].keys()
+        for name, value in plain["moments"][network].items():
+            assert found["moments"][network][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_the_loss_of_a_network_leaves_no_gradient_in_another(results: Path, zero: int) -> None:
+    assert outcome(results, f"two-{zero}")["foreign_gradients"] == []
 
 
 @pytest.mark.slow
@@ -164,11 +203,24 @@ def worker(
                 torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.0, 0.99)),
             )
 
-        def update(self, loss, *args):  # type: ignore[no-untyped-def]
+        def update(self, loss, *args, label):  # type: ignore[no-untyped-def]
             for p in self.network.parameters():
                 p.grad = torch.zeros_like(p)
-            sum(loss(self.network, *args).values()).backward()
+            terms = loss(self.network, *args)
+            sum(terms.values()).backward()
+            norm = torch.stack([p.grad.norm() for p in self.network.parameters()]).norm()
             self.adam.step()
+            self.network.zero_grad()
+            other = d if self.network is g else g
+            other.zero_grad()
+            return {name: float(term) for name, term in {**terms, f"{label}/grad_norm": norm}.items()}
+
+        def moments(self) -> dict[str, torch.Tensor]:
+            state = {n: self.adam.state[p] for n, p in self.network.named_parameters()}
+            moments = {
+                f"{n}.{name}": held[name] for n, held in state.items() for name in ("exp_avg", "exp_avg_sq")
+            }
+            return {**moments, "step": next(iter(state.values()))["step"].reshape(1)}
 
     if plain:
         eng_g, eng_d = Plain(g), Plain(d)
@@ -183,24 +235,39 @@ def worker(
                     {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
                 )
 
+    told: list[dict[str, float]] = []
+    unused_moved: list[float] = []
+    foreign: list[str] = []
+
+    def look(now: str) -> None:
+        for name, network in (("g", g), ("d", d)):
+            for n, p in network.named_parameters():
+                if (p.grad is not None and p.grad.any()) or (p.requires_grad and not plain):
+                    foreign.append(f"{name}.{n} after {now}")
+
     for step in range(start, STEPS if not save else SAVE_AT):
         random = torch.Generator().manual_seed(step)
         z, real = (Rows(torch.randn(BATCH, n, generator=random)[rank::world]) for n in (8, 64))
 
-        def g_main(network: nn.Module, z: Rows):  # type: ignore[no-untyped-def]
-            return {"g/main": F.softplus(-d(network["body"](z.x))).mean()}
+        steep = 100.0 * (step + 1)
+
+        def g_main(network: nn.Module, z: Rows, steep: float = steep):  # type: ignore[no-untyped-def]
+            return {"g/main": F.softplus(-d(network["body"](z.x))).mean() * steep}
 
         def g_reg(network: nn.Module, z: Rows):  # type: ignore[no-untyped-def]
             return {"g/reg": network["reg"](z.x).abs().mean()}
 
-        def d_main(network: nn.Module, z: Rows, real: Rows, step: int = step):  # type: ignore[no-untyped-def]
+        def d_main(  # type: ignore[no-untyped-def]
+            network: nn.Module, z: Rows, real: Rows, step: int = step, steep: float = steep
+        ):  # fmt: skip
             with torch.no_grad():
                 fake = g["body"](z.x)
             logits = network(real.x)
             if fault == "gradient" and step == 1 and rank == 0:
                 logits.register_hook(lambda grad: grad * float("inf"))
             scale = float("nan") if fault == "loss" and step == 1 and rank == 1 else 1.0
-            return {"d/fake": F.softplus(network(fake)).mean(), "d/real": F.softplus(-logits).mean() * scale}
+            fakes = F.softplus(network(fake)).mean() * steep
+            return {"d/fake": fakes, "d/real": F.softplus(-logits).mean() * steep * scale}
 
         def d_reg(network: nn.Module, real: Rows):  # type: ignore[no-untyped-def]
             x = real.x.clone().requires_grad_(True)
@@ -209,32 +276,37 @@ def worker(
 
         before = {k: v.clone() for k, v in d.state_dict().items()}
         try:
-            eng_g.update(g_main, z)
+            unused = g["reg"].weight.clone()
+            told.append(eng_g.update(g_main, z, label="g"))
+            unused_moved.append(float((g["reg"].weight - unused).abs().max()))
+            look("g/main")
             if step % 2 == 0:
-                eng_g.update(g_reg, z)
-            eng_d.update(d_main, z, real)
+                told.append(eng_g.update(g_reg, z, label="g_reg"))
+            told.append(eng_d.update(d_main, z, real, label="d"))
+            look("d/main")
             if step % 3 == 0:
-                eng_d.update(d_reg, real)
+                told.append(eng_d.update(d_reg, real, label="d_reg"))
         except NonFiniteError as error:
             unchanged = all(torch.equal(before[k], v) for k, v in d.state_dict().items())
             if rank == 1:
                 Path(out).write_text(json.dumps({"error": str(error), "unchanged": unchanged}))
             return
 
-    if save:
-        moments = {
-            f"adam_{n}/{k}": v for n, e in (("g", eng_g), ("d", eng_d)) for k, v in e.moments().items()
-        }
-        if rank == 0:
-            state = {f"{n}/{k}": v for n, m in (("g", g), ("d", d)) for k, v in m.state_dict().items()}
-            save_file({**{k: v.clone() for k, v in state.items()}, **moments}, save)
+    moments = {"g": eng_g.moments(), "d": eng_d.moments()}
+    if save and rank == 0:
+        state = {f"{n}/{k}": v.clone() for n, m in (("g", g), ("d", d)) for k, v in m.state_dict().items()}
+        adam_state = {f"adam_{n}/{k}": v for n, m in moments.items() for k, v in m.items()}
+        save_file({**state, **adam_state}, save)
     if rank == 0:
         tensors = {
             f"{n}.{k}": v.flatten().tolist()
             for n, m in (("g", g), ("d", d))
             for k, v in m.state_dict().items()
         }
-        Path(out).write_text(json.dumps({"weights": tensors}))
+        Path(out).write_text(json.dumps({
+            "weights": tensors, "told": told, "unused_moved": unused_moved, "foreign_gradients": foreign,
+            "moments": {n: {k: v.flatten().tolist() for k, v in m.items()} for n, m in moments.items()},
+        }))  # fmt: skip
 
 
 if __name__ == "__main__":
