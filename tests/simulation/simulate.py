@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ SYSTEMATIC = {
 INTERLEAVINGS = ("two changes of turns", "chance")
 COUNT = 100_000
 CHUNK = 500                                  # seeds
+EVERY_S = 10.0                               # it tells how far it is
 MOST = 3                                     # violations after which it is over
 
 Job = tuple[str, int, int]                   # kind; setting and nothing, or first seed and number of seeds
@@ -87,18 +89,35 @@ def simulate(count: int, first: int, processes: int) -> dict[str, Any]:
     last = first
     work = jobs(count, first)
     left = sum(kind != "chance" for kind, _, _ in work)
-    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=20) as pool:
+    told = begun
+    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=100) as pool:
         for (kind, at, seeds), number, found in pool.imap_unordered(perform, work):
             done[kind] = done.get(kind, 0) + number
             bad += found
             left -= kind != "chance"
             last = max(last, at + seeds - 1) if kind == "chance" else last
+            if time.monotonic() - told >= EVERY_S:
+                told = time.monotonic()
+                _tell(_interleavings(done), count, told - begun)
             if len(bad) >= MOST or (not left and _interleavings(done) >= count):
                 break
     return {
         "interleavings": _interleavings(done), "executions": done, "seeds": [first, last],
-        "seconds": round(time.monotonic() - begun, 1), "violations": len(bad), "bad": bad,
+        "seconds": round(time.monotonic() - begun, 1), "cpu_seconds": round(_cpu_s(), 1),
+        "violations": len(bad), "bad": bad,
     }  # fmt: skip
+
+
+def _tell(done: int, count: int, seconds: float) -> None:
+    rate = done / seconds
+    left = f", {max(count - done, 0) / rate:.0f} s to go" if done else ""
+    print(f"{done} of {count} interleavings, {rate:.0f}/s{left}", file=sys.stderr, flush=True)
+
+
+def _cpu_s() -> float:
+    """Of all processes that are over."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _interleavings(done: dict[str, int]) -> int:

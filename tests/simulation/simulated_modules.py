@@ -32,6 +32,7 @@ import pipelines.ledger
 import pipelines.runner
 import pipelines.spool
 import stages.shards
+from infra.storage import check_key
 from pipelines.compact import compact
 from pipelines.ledger import Ledger
 from pipelines.progress import Progress
@@ -199,6 +200,7 @@ def simulated() -> Iterator[None]:
             caught=contextlib.nullcontext, stop_main=lambda: now().world.interrupt(now().world.me.process))),
         (infra.s3, "boto3", SimpleNamespace(Session=lambda **_: session)),
         (infra.s3, "Config", lambda **_: None),
+        (infra.s3, "check_key", functools.cache(check_key)),
         (infra.s3_errors, "time", clock),
         (infra.s3_errors, "_JITTER", jitter),
         (pipelines.ledger, "time", clock), (pipelines.ledger, "os", machine),

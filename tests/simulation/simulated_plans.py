@@ -66,16 +66,20 @@ class Mixed(Turns):
 
 
 class Changes(Turns):
-    """The other one goes on from these points of the execution on."""
+    """The other one goes on from these points of the execution on.
+
+    The moment after a call has acted is none of them: the caller does nothing that others could see until the
+    moment before its next call, so that to change turns at either is the same.
+    """
 
     def __init__(self, points: tuple[int, ...]) -> None:
         self.points, self.number = points, 0
 
     def choose(self, current: Actor | None, ready: list[Actor]) -> Actor:
-        self.number += 1
-        change = self.number in self.points
         if current not in ready:
             return ready[0]
+        self.number += not self.acted
+        change = self.number in self.points and not self.acted
         return next((actor for actor in ready if actor is not current), current) if change else current
 
 
@@ -146,11 +150,15 @@ def crash_points(setting: Setting, trace: bool = False) -> Iterator[Execution]:
 
 
 def double_crash_points(setting: Setting, trace: bool = False) -> Iterator[Execution]:
-    """A run that dies at each of its calls, over what each killed one has left."""
-    for begin, start in enumerate(starts(setting.leases)):
+    """A run that dies at each of its calls, over what each killed one has left.
+
+    Before a call leaves what after the one before it does, and is not done again.
+    """
+    left = starts(setting.leases)
+    for begin, start in enumerate((*left[:-2:2], *left[-2:])):
         again = replace(setting, start=start)
         for number in itertools.count(1):
-            faults = At(number, MOMENTS[(begin + number) % 2])
+            faults = At(number, MOMENTS[1])
             execution = Execution(again, Turns(), begin, right(), trace)
             execution.add_run("two", faults)
             execution.run()

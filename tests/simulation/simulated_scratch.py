@@ -19,6 +19,7 @@ class _Kept:
         self.db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         self.db.execute("PRAGMA journal_mode=OFF")
         self.made: set[str] = set()
+        self.used = False                    # since it was emptied
 
     def empty(self) -> None:
         if self.db.in_transaction:           # of a process that died
@@ -26,6 +27,7 @@ class _Kept:
         for statement in self.made:
             if statement.startswith("CREATE TABLE "):
                 self.db.execute(f"DELETE FROM {statement.split()[2]}")
+        self.used = False
 
 
 class _Lent:
@@ -33,7 +35,8 @@ class _Lent:
 
     def __init__(self, shelf: list[_Kept]) -> None:
         self._shelf, self._kept = shelf, shelf.pop() if shelf else _Kept()
-        self._kept.empty()
+        if self._kept.used:
+            self._kept.empty()
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         if statement.startswith("CREATE "):
@@ -42,6 +45,8 @@ class _Lent:
             self._kept.made.add(statement)
         elif statement.startswith("DROP TABLE "):
             statement = f"DELETE FROM {statement.split()[2]}"
+        elif not statement.startswith("SELECT "):
+            self._kept.used = True
         return self._kept.db.execute(statement, *values)
 
     def executemany(self, *statement: Any) -> sqlite3.Cursor:

@@ -16,6 +16,7 @@ What can happen to a call, as plans name it:
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,9 +26,12 @@ from typing import Any, TypeVar
 from botocore.exceptions import ClientError
 from simulated_world import World
 
-from infra.storage import Entry, Storage, StorageError, check_key
+from infra.storage import Entry, Storage, StorageError
+from infra.storage import check_key as really_check_key
 
 T = TypeVar("T")
+
+check_key = functools.cache(really_check_key)            # there are a few hundred keys
 
 ACTS = ("write", "create", "delete")
 FAULTS = (
@@ -72,7 +76,16 @@ class Objects:
             del self.modified_s[key]
 
     def below(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.held if key.startswith(prefix))
+        return sorted([key for key in self.held if key.startswith(prefix)])
+
+
+@functools.lru_cache(64)
+def _file_of(data: bytes) -> Any:
+    """A file that holds these bytes, for whoever only reads it."""
+    file = tempfile.NamedTemporaryFile(prefix="pv3d-")  # noqa: SIM115 - it goes when it is let go of
+    file.write(data)
+    file.flush()
+    return file
 
 
 class Line:
@@ -94,7 +107,7 @@ class Line:
         if not fault and not self.down_until_s:
             world.call()
             answer = act()
-            world.call()
+            world.call(acted=True)
             return answer
         if fault == "crash before":
             world.crash()
@@ -138,11 +151,13 @@ class Line:
 
     def sight(self, prefix: str) -> list[str]:
         """Keys as a listing sees them that takes a while: what comes or goes meanwhile is in it, or not."""
-        before = set(self.objects.below(prefix))
+        before = self.objects.below(prefix)
         self.world.call()
-        after = set(self.objects.below(prefix))
-        moved = sorted(before ^ after)
-        return sorted((before & after).union(key for key in moved if self.random.random() < 0.5))
+        after = self.objects.below(prefix)
+        if before == after:
+            return after
+        moved = sorted(set(before) ^ set(after))
+        return sorted({*before, *after} - {key for key in moved if self.random.random() < 0.5})
 
 
 class MemoryStorage(Storage):
@@ -184,10 +199,7 @@ class MemoryStorage(Storage):
 
     @contextlib.contextmanager
     def local(self, key: str) -> Iterator[Path]:
-        with tempfile.NamedTemporaryFile(prefix="pv3d-") as file:
-            file.write(self.read(key))
-            file.flush()
-            yield Path(file.name)
+        yield Path(_file_of(self.read(key)).name)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         base = f"{check_key(prefix)}/" if prefix else ""

@@ -33,6 +33,8 @@ class Faults:
 class Turns:
     """Who is next, and how time passes: here whoever is at it goes on."""
 
+    acted = False                            # whether the moment is one after a call has acted
+
     def choose(self, current: Actor | None, ready: list[Actor]) -> Actor:
         return current if current in ready else ready[0]
 
@@ -159,8 +161,9 @@ class World:
         assert self.current is not None, "called from outside of an actor"
         return self.current
 
-    def call(self) -> None:
+    def call(self, acted: bool = False) -> None:
         """The moment before or after a call acts: time passes, and others may come between."""
+        self.turns.acted = acted
         self.calls += 1
         if self.calls > MOST_CALLS and not self.over:
             self.violation(f"no end after {MOST_CALLS} calls")
@@ -215,6 +218,10 @@ class World:
         if self.over:                        # everybody unwinds, one after the other
             return current if current is not None and not current.over else self.actors[0]
         now_s = self.now_s
+        if len(self.actors) == 1:
+            alone = self.actors[0]
+            self.now_s = max(now_s, alone.wake_s)
+            return alone
         ready = [actor for actor in self.actors if actor.wake_s <= now_s]
         if not ready:
             now_s = self.now_s = min(actor.wake_s for actor in self.actors)

@@ -68,7 +68,7 @@ def test_an_older_list_that_was_interrupted_leaves_nothing_that_the_next_run_kee
 def test_two_runs_at_once_may_change_turns_anywhere() -> None:
     for setting in (Setting(), Setting(s3=True)):
         number = 0
-        for execution in two_changes(setting, step=9):
+        for execution in two_changes(setting, step=6):
             number += 1
             sound(execution, f"{setting}, {number}")
         assert number > 25
