@@ -196,7 +196,8 @@ class Generator(nn.Module):
         )
         planes = plane_layout(planes)  # once for all passes
         march: Any = partial(rendering.march, axes=self.plane_axes, box_warp=r.box_warp, decoder=self.decoder,
-                             white_background=r.white_background, points=return_xyz)  # fmt: skip
+                             white_background=r.white_background, density_scale=r.density_scale,
+                             points=return_xyz)  # fmt: skip
         if r.chunk_rays is not None:
             march = partial(rendering.march_in_chunks, march, r.chunk_rays)
         seen = rendering.Seen(*march(planes, origins, directions, depths, u))

@@ -173,7 +173,10 @@ def installed() -> Iterator[None]:
         yield
 
 
-def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False):  # type: ignore[no-untyped-def]
+def composite(  # type: ignore[no-untyped-def]
+    density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False,
+    density_scale: float = 1.0,
+):  # fmt: skip
     """`rendering.composite`, the plain way: sort everything, then march the interval colours."""
     from model import rendering
 
@@ -181,7 +184,7 @@ def composite(density: Tensor, depths: Tensor, colours: list[Tensor], *, white_b
     depths, order = depths.sort(dim=-1)
     density = density.gather(-1, order)
     colour = colour.gather(2, order[..., None].expand_as(colour))
-    weights = rendering.interval_weights(density, depths)
+    weights = rendering.interval_weights(density, depths, density_scale)
     total = weights.sum(dim=-1)
     seen = (weights[..., None] * (colour[:, :, 1:] + colour[:, :, :-1]) / 2).sum(dim=2)
     if white_background:

@@ -99,12 +99,12 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
     return inverse_cdf(middles[..., :-1], w[..., 1:-1], u)
 
 
-def interval_weights(density: Tensor, depths: Tensor) -> Tensor:
+def interval_weights(density: Tensor, depths: Tensor, scale: float = 1.0) -> Tensor:
     """Raw density [N, Q, S] at sorted depths [N, Q, S] -> weights [N, Q, S - 1] of the intervals between
     them.
     Eq. 6, discretised: sigma of an interval is softplus(mean of its ends - 1); there is no infinite last
     interval."""
-    sigma = F.softplus((density[..., :-1] + density[..., 1:]) / 2 - 1)
+    sigma = scale * F.softplus((density[..., :-1] + density[..., 1:]) / 2 - 1)
     alpha = -torch.expm1(-sigma * (depths[..., 1:] - depths[..., :-1]))
     transmitted = torch.cumprod(1 - alpha + 1e-10, dim=-1)
     return alpha * F.pad(transmitted[..., :-1], (1, 0), value=1.0)
@@ -135,7 +135,8 @@ class Composite:
 
 
 def composite(
-    density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False
+    density: Tensor, depths: Tensor, colours: list[Tensor], *, white_background: bool = False,
+    density_scale: float = 1.0,
 ) -> Composite:
     """density, depths [N, Q, S] in any order; colours a list of [N, Q, S_k, C] whose S_k add up to S in that
     order.
@@ -143,7 +144,7 @@ def composite(
     """
     sorted_depths, order = depths.sort(dim=-1)
     sorted_density = density.gather(-1, order)
-    weights = interval_weights(sorted_density, sorted_depths)
+    weights = interval_weights(sorted_density, sorted_depths, density_scale)
     total = weights.sum(dim=-1)
     v_sorted = point_weights(weights)
     v = torch.zeros_like(v_sorted).scatter(-1, order, v_sorted)
@@ -214,7 +215,8 @@ March = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, 
 
 def march(
     planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, u: Tensor | None, *,
-    axes: Tensor, box_warp: float, decoder: Decoder, white_background: bool, points: bool = False,
+    axes: Tensor, box_warp: float, decoder: Decoder, white_background: bool, density_scale: float = 1.0,
+    points: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The fields of `Seen`: coarse samples at `depths` [N, Q, S], fine ones by `u` [N, Q, F] (None: none),
     and their composite. Each ray by itself."""
@@ -226,12 +228,15 @@ def march(
     colours = [colour]
     if u is not None:
         with torch.no_grad():
-            fine_depths = importance_depths(depths, interval_weights(density, depths), u)
+            coarse = interval_weights(density, depths, density_scale)
+            fine_depths = importance_depths(depths, coarse, u)
         fine_colour, fine_density = samples(fine_depths)
         colours.append(fine_colour)
         depths = torch.cat([depths, fine_depths], dim=-1)
         density = torch.cat([density, fine_density], dim=-1)
-    seen = composite(density, depths, colours, white_background=white_background)
+    seen = composite(
+        density, depths, colours, white_background=white_background, density_scale=density_scale
+    )
     where = depths[..., :0].clone()
     if points:
         where = expected_points(seen.weights, seen.depths, origins, directions)

@@ -89,8 +89,8 @@ def test_weight_gradients_can_be_left_out_of_a_pass():
     torch.testing.assert_close(w.grad, plain_w.grad)
 
 
-@pytest.mark.parametrize("white", [False, True])
-def test_marching_unsorted_samples_equals_sorting_them(white):
+@pytest.mark.parametrize(("white", "scale"), [(False, 1.0), (True, 1.0), (False, 20.0)])
+def test_marching_unsorted_samples_equals_sorting_them(white, scale):
     from model import rendering
 
     depths = torch.rand(2, 7, 9) + 2
@@ -98,11 +98,21 @@ def test_marching_unsorted_samples_equals_sorting_them(white):
     weights = torch.randn(2, 7, 4)
     results = []
     for march in (rendering.composite, reference.composite):
-        seen = march(density, depths, [colours[:, :, :4], colours[:, :, 4:]], white_background=white)
+        parts = [colours[:, :, :4], colours[:, :, 4:]]
+        seen = march(density, depths, parts, white_background=white, density_scale=scale)
         loss = (seen.colour * weights).sum() + seen.depth.sum() + seen.weight_total.sum()
         results.append((seen.colour, seen.depth, *torch.autograd.grad(loss, (density, colours))))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_a_density_of_another_unit_of_length_is_that_of_a_scaled_ray():
+    from model import rendering
+
+    depths, density = torch.rand(2, 7, 9).sort(dim=-1).values, leaf(2, 7, 9)
+    scaled = rendering.interval_weights(density, depths, 20.0)
+    torch.testing.assert_close(scaled, rendering.interval_weights(density, 20 * depths))
+    assert (scaled.sum(dim=-1) > rendering.interval_weights(density, depths).sum(dim=-1)).all()
 
 
 def test_minibatch_groups_are_those_of_one_worker_when_videos_are_dealt_out():

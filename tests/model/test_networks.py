@@ -72,6 +72,7 @@ SWITCHES = {
     "limits from the box": {"rendering.ray_start": None, "rendering.ray_end": None},
     "disparity": {"rendering.disparity_sampling": True},
     "white background": {"rendering.white_background": True},
+    "dense from the start": {"rendering.density_scale": 20.0},
     "larger box": {"rendering.box_warp": 1.5},
     "super-resolution x 2": {"superresolution.input_resolution": 16},
     "z_m of its own size": {"z_m_dim": 6},
