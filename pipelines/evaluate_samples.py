@@ -11,8 +11,9 @@ import contextlib
 import functools
 import hashlib
 import json
+import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -201,21 +202,25 @@ class Crew:
         open_dataset: Callable[[], Dataset | None],
     ) -> None:  # fmt: skip
         import ray
+        from ray import cloudpickle
 
         from infra import cluster
 
         cluster.start()
         remote: Any = ray.remote(num_cpus=1, num_gpus=_gpu_share(workers))(_Worker)
-        self._workers = [remote.remote(open_model, settings, open_dataset) for _ in range(workers)]
+        opening = cloudpickle.dumps((open_model, settings, open_dataset))
+        self._workers = [remote.remote(tuple(sys.path), opening) for _ in range(workers)]
 
     def map(self, kind: Kind, count: int, function: Callable[[Any], T]) -> Iterator[T]:
         """In the order of numbers, whoever is done first; some more are under way than the next."""
         import ray
+        from ray import cloudpickle
 
+        call = cloudpickle.dumps(function)
         under_way: deque[Any] = deque()
         for number in range(count):
             worker = self._workers[number % len(self._workers)]
-            under_way.append(worker.apply.remote(kind, number, function))
+            under_way.append(worker.apply.remote(kind, number, call))
             if len(under_way) > WINDOW * len(self._workers):
                 yield _answer(ray, under_way.popleft())
         while under_way:
@@ -246,21 +251,29 @@ def _gpu_share(workers: int) -> float:
 
 
 class _Worker:
-    """An actor of Ray."""
+    """An actor of Ray. It opens nothing before it is asked, so that what is wrong is its answer."""
 
-    def __init__(
-        self, open_model: Callable[[], OpenModel], settings: EvaluateSettings,
-        open_dataset: Callable[[], Dataset | None],
-    ) -> None:  # fmt: skip
+    def __init__(self, sys_path: Sequence[str], opening: bytes) -> None:
         import tempfile
 
+        sys.path += [folder for folder in sys_path if folder not in sys.path]    # metrics of one's own
+        self._opening = opening
         self._folder = tempfile.TemporaryDirectory(prefix="pv3d-evaluate-")
-        self._studio = Studio(open_model(), settings, Path(self._folder.name), open_dataset())
 
-    def apply(self, kind: Kind, number: int, function: Callable[[Any], T]) -> T:
+    @functools.cached_property
+    def _studio(self) -> Studio:
+        from ray import cloudpickle
+
+        open_model, settings, open_dataset = cloudpickle.loads(self._opening)
+        return Studio(open_model(), settings, Path(self._folder.name), open_dataset())
+
+    def apply(self, kind: Kind, number: int, function: bytes) -> Any:
+        from ray import cloudpickle
+
+        call = cloudpickle.loads(function)
         sample = self._studio.get(kind, number)
         with one_thread():
-            return function(sample)
+            return call(sample)
 
 
 @dataclass(frozen=True)
