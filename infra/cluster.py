@@ -121,6 +121,14 @@ def grows() -> bool:
     return _MOST in os.environ
 
 
+def here() -> dict[str, float]:
+    """What the nodes have that are there now. Ray must be initialised."""
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()
+    return found
+
+
 def total() -> dict[str, float]:
     """What the cluster has, or can grow to: "CPU", "GPU" and custom resources.
 

@@ -69,8 +69,7 @@ def run_workers(
                 c for c in callbacks if not (alone and type(c).__name__ == "PlacementGroupCleanerCallback")
             ]
 
-    cpus = float(cluster.total().get("CPU", 1))
-    each = {"CPU": min(1.0, cpus / workers)}  # never wait for cores that do not exist
+    each = {"CPU": share(workers)}
     with tempfile.TemporaryDirectory(prefix="pv3d-ray-train-") as folder:
         trainer = Trainer(
             function,
@@ -120,6 +119,11 @@ def _cause(error: BaseException) -> BaseException:
                 else ValueError(str(cause))
             )
     return RuntimeError(f"training failed on the workers: {error}")
+
+
+def share(workers: int) -> float:
+    """Cores that each of so many workers asks for: it never waits for cores that do not exist."""
+    return min(1.0, float(cluster.total().get("CPU", 1)) / workers)
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -254,6 +254,17 @@ def report(workflow: Any, out: Path | None) -> Answer:
     return {"report": path}, f"report  {path}"
 
 
+@main.command(epilog="Example: pv3d evaluate --profile demo --set evaluate.workers=2")
+@takes_workflow
+@click.option("--checkpoint", metavar="KEY", help="Of the store, such as train/X/checkpoints/00001000.")
+@answers
+def evaluate(workflow: Any, checkpoint: str | None) -> Answer:
+    """Measure the newest checkpoint of the training, or another, unless that was done."""
+    from pipelines.evaluate import evaluate_now
+
+    return evaluate_now(workflow, checkpoint)
+
+
 @main.command(epilog="Example: pv3d gate --profile demo --version 3")
 @takes_workflow
 @click.option("--version", type=click.IntRange(1), metavar="N", help="In place of the one of register.alias.")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +44,50 @@ NEUTRAL = ("every", "workers")
 """Settings that change no figure."""
 
 
-def evaluate(workflow: Workflow) -> dict[str, Any]:
-    """Evaluate the newest sound checkpoint unless that is done; returns what the json holds.
+def evaluate(workflow: Workflow, checkpoint: str | None = None) -> dict[str, Any]:
+    """Evaluate the newest sound checkpoint, or one by its key in the store, unless that is done; returns what
+    the json holds.
 
     Raises ValueError when there is no checkpoint, or a metric or backend cannot be imported.
     """
-    subject = of(newest_checkpoint(workflow))
-    result = figures(workflow.store(), workflow.evaluate, subject)
-    artifact = result_name(subject, workflow.evaluate, workflow.store()).rpartition("/")[2]
-    _log_to_run(workflow, artifact, result)
+    from infra.checkpoints import open_checkpoint
+    from pipelines.evaluate_log import publish
+
+    store, settings = workflow.store(), workflow.evaluate
+    subject = of(open_checkpoint(store, checkpoint) if checkpoint else newest_checkpoint(workflow))
+    result = figures(store, settings, subject)
+    name, run = result_name(subject, settings, store), _run_of(workflow, subject.checkpoint)
+    publish(store, name, result, subject, workflow.storage.tracking, run)
     return result
+
+
+def _run_of(workflow: Workflow, checkpoint: str) -> str | None:
+    """The MLflow run of the training that made a checkpoint."""
+    key = f"{checkpoint.partition('/checkpoints')[0]}/mlflow.json"
+    store = workflow.store()
+    return read_text(store, key, "run_id") if store.exists(key) else None
+
+
+def evaluate_now(workflow: Workflow, checkpoint: str | None) -> tuple[dict[str, Any], str]:
+    """The same as an answer of the command line."""
+    from infra import cluster
+    from infra.tracking import check_tracking
+    from pipelines.evaluate_log import rows
+
+    check_tracking(workflow.storage.tracking)
+    begun = time.monotonic()
+    try:
+        result = evaluate(workflow, checkpoint)
+    finally:
+        if workflow.evaluate.workers > 1:
+            cluster.stop()
+    told = [
+        f"{name:<20} {value:>12} {unit:<20} {note if value == 'not computed' else interval}".rstrip()
+        for name, value, interval, unit, _, _, note in rows(result)
+    ]
+    seconds = round(time.monotonic() - begun, 1)
+    head = f"update {result['step']} of {result['checkpoint']}, {seconds} s"
+    return {**result, "seconds": seconds}, "\n".join([head, *told])
 
 
 @dataclass(frozen=True)
@@ -266,24 +301,3 @@ def doubts(values: dict[str, dict[str, Any]]) -> dict[str, str]:
     text = f"faces found in {round(share * frames)} of {frames} frames: says {says}"
     given = (name for name, value in values.items() if value["value"] is not None)
     return {name: text for name in given if name.startswith("id/")}
-
-
-def _log_to_run(workflow: Workflow, artifact: str, result: dict[str, Any]) -> None:
-    """Into the training's run: figures as `eval/<name>` at the checkpoint's step, once, and the whole as an
-    artifact."""
-    run = run_id(workflow)
-    if run is None:
-        log.warning("the training has no MLflow run; the evaluation is in the store only")
-        return
-    from mlflow import MlflowClient
-
-    from pipelines.models import answering
-
-    client = MlflowClient(workflow.storage.tracking)
-    with answering(workflow.storage.tracking):
-        if any(file.path.endswith(artifact) for file in client.list_artifacts(run, PREFIX)):
-            return
-        for name, value in result["metrics"].items():
-            if value["value"] is not None:
-                client.log_metric(run, f"eval/{name}", value["value"], step=result["step"])
-        client.log_dict(run, result, f"{PREFIX}/{artifact}")

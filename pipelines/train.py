@@ -28,6 +28,7 @@ from pipelines.train_init import prepare_init
 from pipelines.train_job import Job, check_batch
 
 if TYPE_CHECKING:
+    from pipelines.settings import EvaluateSettings
     from pipelines.workflow import Workflow
 
 __all__ = ["plan", "run_id", "train", "work"]
@@ -160,7 +161,7 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
     job = plan(workflow)
     found = checkpoints.latest(job.store, job.checkpoints)
     if found is None or found.step < job.settings.steps:
-        _train_on_ray(job, found.step if found else 0, ray_address)
+        _train_on_ray(job, found.step if found else 0, ray_address, workflow.evaluate)
         found = checkpoints.latest(job.store, job.checkpoints)
     assert found is not None, "the workers ended without a checkpoint"
     assert found.step >= job.settings.steps, "the workers ended before their last update"
@@ -206,9 +207,10 @@ def plan(workflow: Workflow) -> Job:
     return job
 
 
-def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
+def _train_on_ray(job: Job, start: int, ray_address: str | None, evaluation: EvaluateSettings) -> None:
     from infra import cluster
-    from infra.workers import run_workers, use_gpus
+    from infra.workers import run_workers, share, use_gpus
+    from pipelines.evaluate_along import Along, spare
 
     cluster.start(ray_address)
     settings, store = job.settings, job.store
@@ -220,8 +222,10 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
         _work, {"job": job}, workers=settings.workers, gpu=job.gpu, restarts=settings.restarts,
         placement=settings.placement, env=settings.env,
     )  # fmt: skip
-    told = 0
-    with Progress(["train"]) as bars:
+    have, told = cluster.here(), 0
+    cores = spare(have.get("CPU", 0.0), settings.workers, share(settings.workers))
+    gpus = spare(have.get("GPU", 0.0), settings.workers, 1.0) if job.gpu else int(have.get("GPU", 0.0))
+    with Along(job, evaluation, cores, gpus) as along, Progress(["train"]) as bars:
         bars.expect("train", settings.steps - start)
         for _ in ticks:
             done = _done(job)
@@ -232,6 +236,7 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None) -> None:
                 bars.done("train", done - start)
                 start = done
             bars.tick()
+            along.tick()
     if store.exists(job.stopped):
         raise ValueError(read_text(store, job.stopped, "reason"))
 
