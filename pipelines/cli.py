@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
-import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,16 @@ import click
 
 from infra import logs
 from infra.words import printable
-from pipelines.lines import write_json
+from pipelines import cli_models
+from pipelines.cli_parts import Answer, answers, tracked
 
-Answer = tuple[dict[str, Any], str]
-
-MOST_SEEDS = 1_000_000
 # What is wrong with a place that somebody named, wherever it shows first.
 _OF_PLACES = {
     errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM,
 }
 
 # Commands that begin again where they were stopped; what the others make is made anew.
-_CONTINUE = {"run", "takedown", "gc", "export"}
+_CONTINUE = {"run", "takedown", "gc", "export", "invert"}
 
 
 class _Program(click.Group):
@@ -61,57 +57,6 @@ class _Program(click.Group):
             kept = "; what is done is kept, the same command continues"
             click.echo(f"pv3d: {what}{kept if ctx.invoked_subcommand in _CONTINUE else ''}", err=True)
             ctx.exit(128 + how)
-
-
-@contextlib.contextmanager
-def _told_on_stdout() -> Iterator[None]:
-    """Raise StorageError for what is wrong with stdout, so that nobody takes it for a disk of ours."""
-    from infra.storage import StorageError
-
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # else it is refused at the end, too
-        raise StorageError(f"cannot write to stdout ({error.strerror}); send it elsewhere") from error
-
-
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Libraries print where they like; with --json only the answer may reach stdout."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def answers(command: Callable[..., Answer]) -> Callable[..., None]:
-    """Adds `--json`: the last line on stdout is then one object, and all else goes to stderr.
-
-    An answer with a "fault" is given and then refused: that line on stderr, exit status 2.
-    """
-
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line of stdout.")
-    @functools.wraps(command)
-    def run(*args: Any, as_json: bool, **options: Any) -> None:
-        with _stdout_to_stderr() if as_json else contextlib.nullcontext():
-            value, text = command(*args, **options)
-        with _told_on_stdout():
-            if as_json:
-                write_json(value, sys.stdout)
-            else:
-                click.echo(logs.shown(text))
-        if value.get("fault"):
-            raise ValueError(value["fault"])
-
-    return run
 
 
 def chooses(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,12 +92,6 @@ def takes_workflow(command: Callable[..., Any]) -> Callable[..., Any]:
 waits = click.option(
     "--wait", is_flag=True, help="Wait for the end of a run that has the store, instead of refusing."
 )
-
-tracked = click.option(
-    "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
-    default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.",
-)  # fmt: skip
-
 
 @click.group(
     cls=_Program,
@@ -299,28 +238,6 @@ def rollback(name: str, tracking: str) -> Answer:
     return {"name": name, "from": old, "to": new}, f"{name}: champion is version {new} again, no longer {old}"
 
 
-@main.command(epilog="Example: pv3d generate models:/pv3d@candidate --seeds 0-3 --frames 16 --out samples")
-@click.argument("model", metavar="MODEL")
-@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Such as 0-3 or 1,5,9.")
-@click.option("--frames", default=16, show_default=True, type=click.IntRange(min=1))
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--yaw", default=0.0, show_default=True, help="Degrees that the camera swings to either side.")
-@click.option("--psi", default=1.0, show_default=True, help="Truncation: below 1 the faces are more alike.")
-@tracked
-@answers
-def generate(
-    model: str, seeds: str, frames: int, out: Path, yaw: float, psi: float, tracking: str
-) -> Answer:
-    """Load a registered model and write one mp4 per seed."""
-    from pipelines.generate import generate as write_videos
-
-    files = write_videos(
-        model, seeds=_seeds(seeds), frames=frames, out=out, yaw_deg=yaw, psi=psi, tracking=tracking
-    )
-    names = [str(path) for path in files]
-    return {"files": names}, "\n".join(names)
-
-
 @main.command(epilog="Example: pv3d replay --profile demo")
 @takes_workflow
 @click.option("--run", metavar="NAME", help="Of a training, below train/; that of the workflow unless given.")
@@ -395,21 +312,6 @@ def check_cameras(paths: tuple[str, ...], overlay: Path | None, clips: int, **ch
     return check(paths, overlay, clips, **chosen)
 
 
-def _seeds(text: str) -> list[int]:
-    """"0-3,7" -> [0, 1, 2, 3, 7]."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not re.fullmatch("[0-9]{1,18}", first) or (dash and not re.fullmatch("[0-9]{1,18}", last)):
-            raise ValueError(f"--seeds {text}: {part!r} is no seed; write 0-3 or 1,5,9")
-        if len(seeds) + int(last or first) - int(first) >= MOST_SEEDS:
-            raise ValueError(f"--seeds {text}: more than {MOST_SEEDS:,} videos; ask for fewer")
-        seeds.extend(range(int(first), int(last or first) + 1))
-    if not seeds:
-        raise ValueError(f"--seeds {text}: holds no seed; write 0-3 or 1,5,9")
-    return seeds
-
-
 @main.group(epilog="Example: pv3d weights list")
 def weights() -> None:
     """Weight files that metrics and backends use: where from, under which licence, which sha256."""
@@ -458,3 +360,7 @@ def bench(name: str | None, data: str | None, options: tuple[str, ...]) -> Answe
     from pipelines.bench import list_benches, run_bench
 
     return run_bench(name, data, options) if name not in (None, "list") else list_benches()
+
+
+for _command in cli_models.COMMANDS:
+    main.add_command(_command)

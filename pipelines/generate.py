@@ -1,88 +1,83 @@
-"""Videos of a model: one mp4 per seed."""
+"""Videos and pictures of a model's seeds, as files."""
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.models import OpenModel, open_model
+from pipelines.outputs import KINDS, Format, make_folder, tiled, write_clip
 
 log = logging.getLogger(__name__)
 
-FPS = 25.0
+FRAMES = 16
+MOST_TILES = 64                              # clips of a grid are in memory together
 
 
 def generate(
-    model: str,
-    *,
-    seeds: Sequence[int],
-    frames: int,
-    out: Path,
-    tracking: str,
-    yaw_deg: float = 0.0,
-    psi: float = 1.0,
-) -> list[Path]:
-    """Write `out/seed0000.mp4` for every seed and return the files. Equal arguments give equal pixels.
+    model: str, *, seeds: Sequence[int], out: Path, tracking: str, frames: int | None = None,
+    span: tuple[float, float] | None = None, psi: float = 1.0, camera: str = "still",
+    yaw: float | None = None, pitch: float | None = None, mapping: str = "first",
+    yaws: Sequence[float] = (0.0,), kinds: str = "image", grid: int | None = None, how: Format = "mp4",
+) -> list[Path]:  # fmt: skip
+    """Write `out/seed0000.mp4` for every seed, `seed0000-depth.mp4` for other kinds, `grid.mp4` for all in
+    one (`grid` columns); folders of PNG frames for `how` png. Returns what was written.
 
-    `model` as `pipelines.models.open_model` takes it. The camera is frontal, or swings `yaw_deg` to either
-    side once; the mapping network sees the first frame's. Raises ValueError of one line for a mistake.
+    Equal arguments give equal pixels, and a seed's do not depend on the other seeds. `model`: as
+    `pipelines.models.open_model` takes it. `camera`, `yaw`, `pitch`: see `pipelines.trajectories`. `mapping`:
+    the mapping network sees the `first` frame's camera, as in the paper, or the `front` one. `yaws`: views
+    side by side. Raises ValueError of one line, before a file is written.
     """
+    from pipelines.api import Model
     from pipelines.progress import Progress
-    from stages.video import write_video
+    from pipelines.trajectories import trajectory
 
-    for option, value in (("--yaw", yaw_deg), ("--psi", psi)):
-        if not math.isfinite(value):
-            raise ValueError(f"{option} {value}: must be a finite number")
-    opened = open_model(model, tracking)
-    times = opened.clips.window_times(opened.generator.config, frames)
+    wanted = kinds_of(kinds)
+    if grid is not None and len(seeds) > MOST_TILES:
+        raise ValueError(f"--grid {grid}: {len(seeds)} seeds; a grid has {MOST_TILES} at most")
+    opened = Model.load(model, tracking)
+    count = min(FRAMES, opened.config.frames_span) if frames is None else frames
+    times = opened.times(count, span)
+    cameras = trajectory(
+        camera, len(times), yaw_deg=yaw, pitch_deg=pitch, cameras=opened.opened.cameras
+    )
+    front = opened.opened.cameras.canonical_camera().encode() if mapping == "front" else None
+    made = opened.generate(
+        seeds, times=times, cameras=cameras, psi=psi, kinds=wanted, yaws=yaws, mapping_camera=front
+    )
+    opened.sample(seeds[0], times=times, cameras=cameras, psi=psi)  # whatever is wrong shows before a folder
     make_folder(out)
-    cameras = swing(opened.cameras, frames, yaw_deg)
-    files = []
-    with Progress(["generate"]) as bars:
-        bars.expect("generate", len(seeds))
-        for seed in seeds:
-            files.append(out / f"seed{seed:04d}.mp4")
-            write_video(files[-1], frames_of(opened, seed, cameras, times, psi=psi), FPS)
-            bars.done("generate")
+    files: list[Path] = []
+    tiles: dict[str, list[NDArray[Any]]] = {kind: [] for kind in wanted}
+    with Progress(["frames"]) as bars:
+        bars.expect("frames", len(seeds) * len(times))
+        for clip in made:
+            for kind, pictures in clip.pictures.items():
+                if grid is None:
+                    files.append(write_clip(out / _name(f"seed{clip.seed:04d}", kind), pictures, how))
+                else:
+                    tiles[kind].append(pictures)
+            bars.done("frames", len(times))
             bars.tick()
-    log.info("%d videos of %d frames from %s in %s", len(files), frames, model, out)
+        if grid is not None:
+            for kind, clips in tiles.items():
+                joined: NDArray[np.uint8] = tiled(clips, min(grid, len(clips)))
+                files.append(write_clip(out / _name("grid", kind), joined, how))
+    log.info("%d clips of %d frames from %s in %s", len(seeds), len(times), model, out)
     return files
 
 
-def frames_of(
-    opened: OpenModel,
-    seed: int,
-    cameras: NDArray[np.float32],
-    times: NDArray[np.float32],
-    *,
-    psi: float = 1.0,
-) -> Iterator[NDArray[np.uint8]]:
-    """uint8 [H, W, 3] RGB, one by one, in order."""
-    for part in opened.clips.render_clip(opened.generator, seed, cameras, times, psi=psi):
-        yield from opened.clips.to_uint8(part.image[0])
+def kinds_of(text: str) -> tuple[str, ...]:
+    """"image,depth" -> ("image", "depth"). Raises ValueError for another kind."""
+    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"--kinds {text}: {unknown[0]!r} is unknown; give some of {', '.join(KINDS)}")
+    return kinds
 
 
-def swing(cameras: Any, frames: int, yaw_deg: float) -> NDArray[np.float32]:
-    """[frames, 25]: front, `yaw_deg` to one side, back, to the other and nearly back, at eye height."""
-    angles = yaw_deg * np.sin(2 * np.pi * np.arange(frames) / frames)
-    views = [
-        cameras.orbit(float(yaw), target=(0.0, 0.0, 0.0), vertical_offset=0.0).encode() for yaw in angles
-    ]
-    return np.stack(views).astype(np.float32)
-
-
-def make_folder(folder: Path) -> None:
-    """Raises ValueError when it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {folder}: cannot be a folder ({error.strerror}); give another") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {folder}: cannot be written to; give another")
+def _name(stem: str, kind: str) -> str:
+    return stem if kind == "image" else f"{stem}-{kind}"

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from infra.checkpoints import CARD
 from infra.paths import expanded
-from infra.storage import FolderStorage, Storage
+from infra.storage import FolderStorage, Storage, open_storage
 from infra.tracking import check_tracking
+from pipelines.checkpoints import LATEST
 
 if TYPE_CHECKING:
     from model.generator import Generator
@@ -32,23 +33,33 @@ class OpenModel:
 
 
 def open_model(name: str, tracking: str) -> OpenModel:
-    """`models:/NAME@ALIAS`, `models:/NAME/VERSION` (in the registry at `tracking`), or the folder of a
-    checkpoint.
+    """`models:/NAME@ALIAS`, `models:/NAME/VERSION` (in the registry at `tracking`), the folder of a
+    checkpoint, or a `storage.root`, whose newest checkpoint it is.
 
     Raises ValueError of one line: unknown model, alias, version, folder, or a registry that is away.
     """
     if name.startswith("models:"):
         return _registered(name, tracking)
+    if name.startswith("s3://"):
+        return _of_store(open_storage(name), name)
     folder = expanded(name)
     if folder.name == CARD:
         folder = folder.parent
     if not folder.is_dir():
         raise ValueError(
-            f"model {name!r}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION "
-            "or the folder of a checkpoint"
+            f"model {name!r}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, "
+            "the folder of a checkpoint or a storage.root"
         )
     folder = folder.resolve()
+    if (folder / LATEST).is_file():
+        return _of_store(FolderStorage(folder), name)
     return of_checkpoint(FolderStorage(folder.parent), folder.name, name)
+
+
+def _of_store(store: Storage, name: str) -> OpenModel:
+    from pipelines.checkpoints import newest_checkpoint
+
+    return of_checkpoint(store, newest_checkpoint(store).key, name)
 
 
 def of_checkpoint(store: Storage, key: str, name: str = "") -> OpenModel:

@@ -57,7 +57,7 @@ def write_overlays(
 
     Raises ValueError for a path without pictures.
     """
-    from pipelines.generate import make_folder
+    from pipelines.outputs import make_folder
     from stages.video import write_video
 
     make_folder(folder)

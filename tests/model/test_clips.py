@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from model.camera import canonical_camera, orbit
-from model.clips import latents, render_clip, to_uint8, window_times
-from model.config import tiny
+from model.clips import codes, latents, render_clip, render_views, to_uint8, together, window_times
+from model.config import tiny, with_changes
 from model.generator import Generator
+from model.times import index_times
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,16 @@ def test_times_count_as_in_the_training_window() -> None:
     assert window_times(config, config.frames_span)[-1] == 1
 
 
+@pytest.mark.parametrize("span", [16, 48, 200])
+def test_a_window_of_any_length_goes_from_0_to_1_frame_by_frame(span: int) -> None:
+    config = with_changes(tiny().model, {"frames_span": span})
+    times = window_times(config, span)
+    assert [times[0], times[-1], len(times)] == [0, 1, span]
+    np.testing.assert_allclose(np.diff(times), 1 / (span - 1), atol=1e-6)
+    np.testing.assert_array_equal(times, index_times(np.arange(span), span))  # the real frames' law
+    np.testing.assert_array_equal(window_times(config, 5), times[:5])  # fewer are its first ones
+
+
 @pytest.mark.parametrize("count", [0, 17])
 def test_frames_outside_the_window_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"frames {count}.*16"):
@@ -78,3 +89,25 @@ def test_frames_are_clamped_to_bytes() -> None:
 def test_a_frame_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         to_uint8(torch.full((3, 2, 2), float("nan")))
+
+
+def test_views_share_their_planes_and_are_the_pictures_of_each_view_alone(generator: Generator) -> None:
+    made = codes(generator, 3, CAMERAS)
+    still = np.stack([np.repeat(CAMERAS[[i]], 2, axis=0) for i in (0, 3)])
+    parts = next(render_views(generator, made, still, TIMES[:2], rendering_resolution=8))
+    for view, part in zip(still, parts, strict=True):
+        alone = next(render_views(generator, made, view[None], TIMES[:2], rendering_resolution=8))[0]
+        torch.testing.assert_close(part.image, alone.image, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"cameras \[4, 25\] for 4 times"):
+        next(render_views(generator, made, CAMERAS, TIMES))
+
+
+def test_a_clip_has_the_same_pixels_wherever_it_stands_in_a_batch(generator: Generator) -> None:
+    mine, other = codes(generator, 3, CAMERAS), codes(generator, 4, CAMERAS)
+    batches = [together(clips, 3) for clips in ([mine], [other, mine], [other, other, mine])]
+    seen = [
+        next(render_views(generator, batch, CAMERAS[None], TIMES, rendering_resolution=8))[0].image[place]
+        for batch, place in zip(batches, (0, 1, 2), strict=True)
+    ]
+    for picture in seen[1:]:
+        np.testing.assert_array_equal(to_uint8(picture), to_uint8(seen[0]))

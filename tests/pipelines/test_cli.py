@@ -207,17 +207,17 @@ def test_an_unknown_bench_or_option_is_one_line():
 
 @pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("1,5, 9", [1, 5, 9]), ("7", [7])])
 def test_seeds_are_lists_and_ranges(text, seeds):
-    from pipelines.cli import _seeds
+    from pipelines.cli_parts import seed_list
 
-    assert _seeds(text) == seeds
+    assert seed_list(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-3", "²", "9" * 30, "0-99999999999"])
 def test_seeds_that_are_none_are_refused(text):
-    from pipelines.cli import _seeds
+    from pipelines.cli_parts import seed_list
 
     with pytest.raises(ValueError, match="--seeds"):
-        _seeds(text)
+        seed_list(text)
 
 
 @pytest.mark.parametrize("arguments", [["check-cameras", "a" * 5000], ["weights", "list"]])

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,17 @@ import pytest
 mlflow = pytest.importorskip("mlflow")
 torch = pytest.importorskip("torch")
 pytest.importorskip("av")
+cv2 = pytest.importorskip("cv2")
 
 from infra.checkpoints import save  # noqa: E402
 from infra.storage import FolderStorage  # noqa: E402
-from model import camera  # noqa: E402
 from model.config import tiny, to_dict  # noqa: E402
 from model.generator import Generator  # noqa: E402
+from pipelines.api import Model  # noqa: E402
 from pipelines.checkpoints import EMA  # noqa: E402
-from pipelines.generate import frames_of, generate, swing  # noqa: E402
-from pipelines.models import open_model  # noqa: E402
+from pipelines.generate import generate  # noqa: E402
 from pipelines.register import register_generator  # noqa: E402
+from pipelines.trajectories import trajectory  # noqa: E402
 from stages.video import probe  # noqa: E402
 
 
@@ -75,19 +77,49 @@ def test_a_checkpoint_gives_the_pixels_of_its_registered_version(
     assert digests(registered) == digests(from_folder)
 
 
-def test_a_swinging_camera_changes_the_picture_but_not_the_first_frame(checkpoint: Path) -> None:
-    opened = open_model(str(checkpoint), "unused")
-    times = opened.clips.window_times(opened.generator.config, 8)
-    still, swung = (list(frames_of(opened, 3, swing(camera, 8, yaw), times)) for yaw in (0.0, 30.0))
+def test_a_turning_camera_changes_the_picture_but_not_the_first_frame(checkpoint: Path) -> None:
+    opened = Model.load(str(checkpoint))
+    still, swung = (
+        next(opened.generate([3], times=opened.times(8), cameras=trajectory(path, 8))).pictures["image"]
+        for path in ("still", "orbit")
+    )
     np.testing.assert_array_equal(still[0], swung[0])
     assert np.abs(still[2].astype(int) - swung[2]).mean() > 5
 
 
-def test_the_swing_starts_at_the_front_and_reaches_its_angle_on_both_sides() -> None:
-    cameras = camera.Camera.decode(swing(camera, 8, 20.0))
-    np.testing.assert_allclose(swing(camera, 8, 0.0)[0], camera.canonical_camera().encode(), atol=1e-6)
-    yaw = np.rad2deg(np.arctan2(cameras.position[:, 0], cameras.position[:, 2]))
-    np.testing.assert_allclose(yaw[[0, 2, 4, 6]], [0, 20, 0, -20], atol=1e-4)
+def test_a_seed_has_the_same_pixels_in_every_batch(checkpoint: Path) -> None:
+    opened = replace(Model.load(str(checkpoint)), clips_at_once=3)
+    alone, last, among = (
+        list(opened.generate(seeds, times=opened.times(2)))[place].pictures["image"]
+        for seeds, place in (([5], 0), ([0, 1, 2, 3, 5], 4), ([1, 5, 2], 1))
+    )
+    np.testing.assert_array_equal(alone, last)
+    np.testing.assert_array_equal(alone, among)
+
+
+def test_views_grids_kinds_and_frames_are_files_of_their_size(checkpoint: Path, tmp_path: Path) -> None:
+    options = {"frames": 2, "tracking": "unused", "kinds": "image,depth,normals"}
+    files = generate(str(checkpoint), seeds=[0, 1, 2], out=tmp_path, grid=2, yaws=(-30, 30), **options)
+    assert [path.name for path in files] == ["grid.mp4", "grid-depth.mp4", "grid-normals.mp4"]
+    info = probe(files[0])
+    assert (info.width, info.height, info.frame_count) == (2 * 2 * 64, 2 * 64, 2)
+    folder = generate(str(checkpoint), seeds=[1], out=tmp_path, how="png", span=(0, 0), **options)[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.png", "0001.png"]
+    first, second = (cv2.imread(str(folder / f"000{i}.png")) for i in range(2))
+    np.testing.assert_array_equal(first, second)  # both at time 0
+    front = next(Model.load(str(checkpoint)).generate([1], times=np.zeros(2, np.float32)))
+    np.testing.assert_array_equal(first[..., ::-1], front.pictures["image"][0])
+
+
+def test_cameras_of_a_file_are_followed(checkpoint: Path, tmp_path: Path) -> None:
+    cameras = trajectory("figure-eight", 6)
+    np.save(tmp_path / "path.npy", cameras)
+    options = {"seeds": [3], "frames": 6, "tracking": "unused"}
+    named, read = (
+        generate(str(checkpoint), out=tmp_path / out, camera=camera, **options)
+        for out, camera in (("a", "figure-eight"), ("b", str(tmp_path / "path.npy")))
+    )
+    assert digests(named) == digests(read)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +145,27 @@ def test_a_model_that_is_not_there_is_named_in_one_line(
 def test_an_angle_or_truncation_that_is_no_number_is_refused(
     option: str, value: str, tracking: str, tmp_path: Path
 ) -> None:
-    given = {"yaw_deg" if option == "yaw" else option: float(value)}
+    given = {option: float(value)}
     with pytest.raises(ValueError, match=f"--{option} {value}: must be a finite number"):
         generate("models:/faces/1", seeds=[0], frames=2, out=tmp_path / "out", tracking=tracking, **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": "image,heat"}, "--kinds image,heat: 'heat' is unknown"),
+        ({"span": (0.5, 1.5)}, "--span 0.5:1.5: give two times from 0 to 1"),
+        ({"camera": "spiral"}, "--camera spiral: no such file; give one, or still, orbit"),
+        ({"grid": 2, "seeds": range(65)}, "--grid 2: 65 seeds; a grid has 64 at most"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_one_line(
+    options: dict, message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    given = {"seeds": [0], "frames": 2, "tracking": "unused", **options}
+    with pytest.raises(ValueError, match=message):
+        generate(str(checkpoint), out=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,119 @@
+"""The commands that show a model: generate and mesh, and what begins with an inverted picture or video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.cli_parts import Answer, answers, numbers, seed_list, span, tracked
+
+MOST_FRAMES = 1000                           # of a clip, which is in memory as a whole
+FRAMES = click.option(
+    "--frames", type=click.IntRange(1, MOST_FRAMES), help="16, or all that the model's window holds."
+)
+PSI = click.option(
+    "--psi", default=1.0, show_default=True, help="Truncation: below 1 the faces are more alike."
+)
+
+
+def takes_camera(default: str) -> Callable[..., Any]:
+    """Adds --camera, --yaw, --pitch."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--pitch", type=float, metavar="DEG", help="Up and down: how far, or where."),
+            click.option("--yaw", type=float, metavar="DEG", help="To either side: how far, or where."),
+            click.option(
+                "--camera", default=default, show_default=True, metavar="PATH",
+                help="still, orbit, nod, figure-eight, or cameras: FILE, or STORE#CLIP of a dataset.",
+            ),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
+def writes_clips(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --out, --kinds, --views, --format."""
+    for option in (
+        click.option("--format", "how", type=click.Choice(["mp4", "png"]), default="mp4", show_default=True),
+        click.option("--views", metavar="DEG,...", help="Side by side, turned so far: -30,0,30."),
+        click.option(
+            "--kinds", default="image", show_default=True, metavar="LIST", help="Of image, depth, normals."
+        ),
+        click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _answer(files: list[Path], **more: Any) -> Answer:
+    names = [str(path) for path in files]
+    return {"files": names, **more}, "\n".join(names)
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      pv3d generate models:/pv3d@candidate --seeds 0-3 --out samples
+      pv3d generate runs/demo --camera orbit --kinds image,depth,normals --out turn
+      pv3d generate runs/demo --seeds 0-15 --grid 4 --psi 0.7 --out grid
+      pv3d generate runs/demo --views=-30,0,30 --frames 50 --span 0:1 --format png --out views
+    """
+)
+@click.argument("model", metavar="MODEL")
+@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Such as 0-3 or 1,5,9.")
+@FRAMES
+@click.option("--span", metavar="A:B", help="Times from A to B in [0, 1], any number of --frames.")
+@PSI
+@takes_camera("still")
+@click.option(
+    "--mapping", type=click.Choice(["first", "front"]), default="first", show_default=True,
+    help="Whose camera the mapping network sees.",
+)
+@click.option("--grid", type=click.IntRange(1), metavar="COLUMNS", help="All seeds in one picture.")
+@writes_clips
+@tracked
+@answers
+def generate(model: str, seeds: str, **chosen: Any) -> Answer:
+    """Write what a model makes of seeds: mp4 files or PNG frames, the same ones every time."""
+    from pipelines.generate import generate as write
+
+    chosen["span"] = span(chosen["span"])
+    chosen["yaws"] = numbers("--views", chosen.pop("views"))
+    return _answer(write(model, seeds=seed_list(seeds), **chosen))
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      pv3d mesh models:/pv3d@candidate --out head.glb
+      pv3d mesh runs/demo --seed 3 --frames 16 --level 5 --out clip.ply
+      pv3d mesh runs/demo --latent me.safetensors --resolution 256 --out me.obj
+    """
+)
+@click.argument("model", metavar="MODEL")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--latent", metavar="FILE", help="In place of a seed: what `pv3d invert` wrote.")
+@click.option("--time", default=0.0, show_default=True, help="In [0, 1].")
+@click.option("--frames", type=click.IntRange(1), metavar="N", help="A mesh of each: OUT-0000 and on.")
+@PSI
+@click.option("--level", default=10.0, show_default=True, help="Density of the surface.")
+@click.option("--box", type=float, metavar="SIDE", help="World units; the model's own unless given.")
+@click.option("--resolution", default=128, show_default=True, help="Points per side of the grid.")
+@click.option("--chunk", default=1 << 18, show_default=True, help="Points at once: what bounds the memory.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="PLY, OBJ, GLB.")
+@tracked
+@answers
+def mesh(model: str, out: Path, **chosen: Any) -> Answer:
+    """Write the surface of a portrait, with normals and colours."""
+    from pipelines.meshes import write_meshes
+
+    return _answer(write_meshes(model, out, **chosen))
+
+
+COMMANDS: tuple[click.Command, ...] = (generate, mesh)
