@@ -34,6 +34,7 @@ BENCHES = {
     "loader": "pipelines.benches.loader:run",
     "long": "pipelines.benches.long:run",
     "memory": "pipelines.benches.memory:run",
+    "metrics": "pipelines.benches.metrics:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
     "train": "pipelines.benches.train:run",
