@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PREFIX = "evaluate"
-NEUTRAL = ("every", "workers")
+NEUTRAL = ("every", "samples", "workers")
 """Settings that change no figure."""
 
 

@@ -58,11 +58,11 @@ class Along:
         """Never raises for the store or an evaluation."""
         if not self.settings.every or time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + (LOOK_REMOTE_S if "://" in self.job.store.root else LOOK_S)
         if not self.cores:
             log.warning("evaluate.every: the training takes all cores; only the last checkpoint is evaluated")
             self._next = float("inf")
             return
+        self._next = time.monotonic() + (LOOK_REMOTE_S if "://" in self.job.store.root else LOOK_S)
         try:
             self._look()
         except StorageError as error:
@@ -75,6 +75,8 @@ class Along:
         """Evaluate what is left; else stop, as after Ctrl-C."""
         import ray
 
+        if not self.cores:
+            return
         if not wait:
             for task in self._running:
                 ray.cancel(task, force=True)

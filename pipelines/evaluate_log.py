@@ -32,7 +32,8 @@ def publish(
     training's, None when it has none."""
     page = name.replace(".json", ".html")
     if not store.exists(page):
-        _write_video(store, name.replace(".json", ".mp4"), subject)
+        if people := result["settings"].get("samples", 0):
+            _write_video(store, name.replace(".json", ".mp4"), subject, people)
         store.write(page, _page(store, name, result).encode())
     if run is None:
         log.warning("the training has no MLflow run; the evaluation is in the store only")
@@ -40,23 +41,19 @@ def publish(
         log_result(store, name, result, tracking, run)
 
 
-def _write_video(store: Storage, key: str, subject: Subject) -> None:
+def _write_video(store: Storage, key: str, subject: Subject, people: int) -> None:
     from pipelines.evaluate_samples import FPS
-    from pipelines.grid import grid_frames
+    from pipelines.grid import Grid, grid_frames
     from stages.video import write_video
 
     with tempfile.TemporaryDirectory(prefix="pv3d-evaluate-") as folder:
         path = Path(folder, "sample.mp4")
-        write_video(path, grid_frames(subject.open().generator), FPS)
+        write_video(path, grid_frames(subject.open().generator, Grid(tuple(range(people)))), FPS)
         store.upload(key, path)
 
 
 def _page(store: Storage, name: str, result: dict[str, Any]) -> str:
-    from pipelines.contact import inline
-
-    video, text = name.replace(".json", ".mp4"), "one column per person: front, 30° to either side, depth"
-    small = store.size(video) <= VIDEO_BYTES
-    uri = inline(store.read(video), "video/mp4") if small else ""
+    video = name.replace(".json", ".mp4")
     settings = result["settings"]
     facts = [
         ("checkpoint", result["checkpoint"]),
@@ -67,9 +64,19 @@ def _page(store: Storage, name: str, result: dict[str, Any]) -> str:
     sections = [
         Section(title="Figures", columns=columns, rows=rows(result)),
         Section(title="Over the training", text=_courses_text(result), figures=courses(store, name, result)),
-        Section(title="Samples", text=text if small else f"{text}; see {video}", video=uri),
     ]
+    if store.exists(video):
+        sections.append(_samples(store, video))
     return render(f"evaluation of update {result['step']:,}", facts, sections)
+
+
+def _samples(store: Storage, video: str) -> Section:
+    from pipelines.contact import inline
+
+    text = "One column per person: from the front, from 30° to either side, and depth (near is bright)."
+    if store.size(video) > VIDEO_BYTES:
+        return Section(title="Samples", text=f"{text} See {video}.")
+    return Section(title="Samples", text=text, video=inline(store.read(video), "video/mp4"))
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:

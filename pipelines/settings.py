@@ -239,6 +239,8 @@ class EvaluateSettings(Closed):
     workers: int = Field(default=1, ge=1, le=1024)
     """Processes that make and measure videos, on Ray when they are more than one. No figure depends on it."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    samples: int = Field(default=4, ge=0, le=16)
+    """People in the sample video beside the figures, from three sides. 0: no video."""
     every: int = Field(default=0, ge=0)
     """Evaluate every N-th checkpoint while training goes on, on cores that it leaves free. 0: the last."""
 

@@ -32,6 +32,7 @@ train: {{variant: "model.config:tiny", steps: 24}}
 evaluate:
   metrics: [stages.metrics.identity, stages.metrics.chamfer, stages.metrics.warping, stages.metrics.fvd]
   clips: 2
+  samples: 0
 """
 
 
