@@ -97,18 +97,28 @@ def rows(
 
 
 def largest_batch(row: Setting, progress: Callable[[str], None] = lambda line: None) -> Setting | None:
-    """`row` with the most videos that fit in one process: doubled, then halved between. None when not even
-    the fewest that the minibatch groups allow do."""
+    """`row` with the most videos that fit in one process, to an eighth. None when not even the fewest that
+    the minibatch groups allow do."""
     step = _divisible(row.variant, 1, 1)
-    fits, fails = 0, MOST // step + 1
-    trial = 1
-    while fails - fits > max(1, fits // 8):  # to an eighth
-        one = replace(row, batch=trial * step)
+
+    def fits(steps: int) -> bool:
+        one = replace(row, batch=steps * step)
         found = measure(one, 0)
         progress(f"{one.key}: {_told(found)}")
-        fits, fails = (fits, trial) if found is None else (trial, fails)
-        trial = 2 * fits if 2 * fits < fails else (fits + fails) // 2
-    return replace(row, batch=fits * step) if fits else None
+        return found is not None
+
+    most = largest_that(fits, MOST // step)
+    return replace(row, batch=most * step) if most else None
+
+
+def largest_that(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` that fits, or up to an eighth less; 0 for none. Doubled until one
+    does not fit, then halved between."""
+    good, bad, trial = 0, most + 1, 1
+    while bad - good > max(1, good // 8):
+        good, bad = (trial, bad) if fits(trial) else (good, trial)
+        trial = 2 * good if 2 * good < bad else (good + bad) // 2
+    return good
 
 
 def markdown(table: Table) -> str:

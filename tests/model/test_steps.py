@@ -54,7 +54,7 @@ def test_draws_are_a_function_of_seed_step_and_phase():
         steps.step_generator(-1, 0, "generator_main")
 
 
-@pytest.mark.parametrize(("frames", "span"), [(2, 16), (4, 32)])
+@pytest.mark.parametrize(("frames", "span"), [(2, 16), (3, 48), (4, 32), (2, 200)])
 def test_fake_times_are_sorted_and_the_grid_law_has_frame_times(frames, span):
     config = ModelConfig(img_resolution=512, frames_span=span)
     config = with_changes(config, {"discriminator.frames": frames})

@@ -77,14 +77,15 @@ def test_windows_reach_from_the_first_frame_to_the_last() -> None:
 
 
 @pytest.mark.parametrize("frames", [2, 3, 5])
-@pytest.mark.parametrize("span", [16, 48, 60])
-def test_n_frames_of_a_window_with_their_times(frames: int, span: int) -> None:
-    sampler = Sampler(CLIPS, variant(frames, span), 0)
+@pytest.mark.parametrize(("span", "count"), [(16, 60), (48, 60), (60, 60), (200, 230)])
+def test_n_frames_of_a_window_with_their_times(frames: int, span: int, count: int) -> None:
+    clips = [replace(clip, frame_count=count) for clip in CLIPS]
+    sampler = Sampler(clips, variant(frames, span), 0)
     for step in range(50):
         for video in range(4):
             draw = sampler.real(step, video)
             assert len(draw.frames) == len(draw.times) == frames
-            assert 0 <= draw.frames[0] <= draw.frames[-1] < 60
+            assert 0 <= draw.frames[0] <= draw.frames[-1] < count
             assert list(draw.frames) == sorted(draw.frames)
             assert draw.frames[-1] - draw.frames[0] < span
             gaps = np.diff(draw.frames) / (span - 1)
