@@ -278,7 +278,13 @@ class RegisterSettings(Closed):
     name: str = Field(default="pv3d", pattern=r"^[^/:\s]([^/:]*[^/:\s])?$")
     alias: str = Field(default="candidate", pattern=r"^[A-Za-z0-9_-]+$")
     gate: dict[str, GateRule] = {}
-    """What a version must show to become `champion`, by the names of figures: see docs/registry.md."""
+    """What a version must show to become `champion`, by the names of figures: see docs/registry.md. A rule
+    that is null is none, so that a profile can take one away."""
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gate(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
     @field_validator("alias")
     @classmethod

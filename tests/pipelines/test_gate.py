@@ -96,6 +96,11 @@ def test_a_rule_that_cannot_be_meant_is_refused_with_its_place(
     assert re.match(rf"{tmp_path}/workflow.yaml:7:\d+: ", str(error.value))
 
 
+def test_a_rule_of_null_is_none(tmp_path: Path) -> None:
+    gate = workflow_at(tmp_path, "sqlite:///m.db", "register.gate.fvd=null", gate="{fvd: {max: 3}}").register
+    assert gate.gate == {}
+
+
 def test_champion_is_no_alias_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="champion is given by the gate alone"):
         workflow_at(tmp_path, "sqlite:///m.db", "register.alias=champion")

@@ -1,7 +1,8 @@
 import json
 import os
-import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ mlflow = pytest.importorskip("mlflow")
 torch = pytest.importorskip("torch")
 
 from mlflow import MlflowClient  # noqa: E402
+from tiny_registry import answering, free_port  # noqa: E402
 
-from model.camera import orbit  # noqa: E402
+from model.camera import canonical_camera, orbit  # noqa: E402
 from model.clips import render_clip, to_uint8  # noqa: E402
 from model.config import tiny  # noqa: E402
 from model.generator import Generator  # noqa: E402
@@ -128,45 +130,90 @@ def test_a_camera_may_be_given_as_its_25_numbers(version: Version) -> None:
     assert (front != by_angle).any()
 
 
-@pytest.mark.slow
-def test_a_version_loads_without_this_project_beside_another_model_py(
-    version: Version, tracking: str, tmp_path: Path
-) -> None:
-    """A process that cannot import the project, in a folder with a `model.py` that would break everything."""
-    Path(tmp_path, "model.py").write_text("raise ImportError('the wrong model')\n")
-    script = """
-import importlib.abc, json, sys
-sys.path[:] = ['.', *[p for p in sys.path if p != sys.argv[2]]]
-ours = ('pipelines', 'stages', 'infra', 'ray', 'deepspeed')
+ELSEWHERE = """
+import importlib.abc, sys
+sys.path[:] = [path for path in sys.path if path != {root!r}]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in ours:
-            raise ImportError(f'{name} must not be needed')
+        if name.partition(".")[0] in ("pipelines", "stages", "infra", "ray", "deepspeed"):
+            raise ImportError(name + " must not be needed")
 sys.meta_path.insert(0, Refuse())
-import mlflow, pandas
-loaded = mlflow.pyfunc.load_model(sys.argv[1])
-frames = loaded.predict(pandas.DataFrame({'seed': [3, 3], 'time': [0.0, 1.0]}))
-print(json.dumps([list(frames.shape), int(frames.sum())]))
 """
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "MLFLOW_TRACKING_URI": tracking
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", script, version.uri, str(Path(__file__).parents[2])],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    shape, total = json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_version_is_served_without_this_project_from_a_folder_with_another_model_py(
+    version: Version, tracking: str, tmp_path: Path
+) -> None:
+    """`mlflow models serve`, in processes that can import neither the project nor Ray nor DeepSpeed."""
+    Path(tmp_path, "model.py").write_text("raise ImportError('the wrong model')\n")
+    Path(tmp_path, "site").mkdir()
+    root = str(Path(__file__).parents[2])
+    Path(tmp_path, "site", "sitecustomize.py").write_text(ELSEWHERE.format(root=root))
+    environment = dict(os.environ) | {
+        "PYTHONPATH": str(tmp_path / "site"), "MLFLOW_TRACKING_URI": tracking,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", version.uri, "--env-manager",
+        "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    rows = {"seed": [3, 3], "time": [0.0, 1.0], "yaw_deg": [0.0, 20.0]}
+    with answering(command, port, "/ping", cwd=tmp_path, env=environment) as address:
+        served = np.array(asked(address, rows, {"psi": 0.7})["predictions"], np.uint8)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked(address, {"time": [0.0]}, {})
     import pandas
 
-    here = mlflow.pyfunc.load_model(version.uri).predict(
-        pandas.DataFrame({"seed": [3, 3], "time": [0.0, 1.0]})
-    )
-    assert (shape, total) == (list(here.shape), int(here.sum()))
+    loaded = mlflow.pyfunc.load_model(version.uri)
+    np.testing.assert_array_equal(served, loaded.predict(pandas.DataFrame(rows), params={"psi": 0.7}))
+    assert refused.value.code == 400
+    assert b"seed" in refused.value.read()
+
+
+def asked(address: str, rows: dict, params: dict) -> dict:
+    """What a server answers to a table of rows."""
+    table = {"columns": list(rows), "data": list(zip(*rows.values(), strict=True))}
+    body = json.dumps({"dataframe_split": table, "params": params}).encode()
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
+
+
+@pytest.mark.parametrize(
+    ("rows", "params", "message"),
+    [
+        ({"seed": [-1]}, {}, "seed -1: give a whole number"),
+        ({"seed": [1], "time": [1.5]}, {}, r"times reach from 1\.5 to 1\.5"),
+        ({"seed": [1], "camera": [[1.0] * 24]}, {}, "25"),
+        ({"seed": [1]}, {"psi": float("nan")}, "psi nan: give a finite number"),
+        ({"seed": [1]}, {"mapping": "side"}, "mapping 'side': give first or front"),
+        ({"seed": [1.5]}, {}, "seed"),
+    ],
+)
+def test_what_no_frame_can_be_made_of_is_refused(
+    version: Version, rows: dict, params: dict, message: str
+) -> None:
+    import pandas
+
+    loaded = mlflow.pyfunc.load_model(version.uri)
+    with pytest.raises((ValueError, mlflow.exceptions.MlflowException), match=message):
+        loaded.predict(pandas.DataFrame(rows), params=params)
+
+
+@pytest.mark.gpu
+def test_a_version_runs_on_a_gpu(version: Version, generator: Generator) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    import pandas
+
+    loaded = mlflow.pyfunc.load_model(version.uri)
+    assert next(loaded.unwrap_python_model().generator.parameters()).is_cuda
+    frames = loaded.predict(pandas.DataFrame({"seed": [5]}))
+    (part,) = render_clip(generator, 5, canonical_camera().encode()[None], np.zeros(1, np.float32))
+    assert np.abs(frames.astype(int) - to_uint8(part.image[0])).mean() < 1  # another order of sums
 
 
 def test_the_copied_code_imports_nothing_by_the_projects_names(tmp_path: Path) -> None:
