@@ -127,8 +127,8 @@ def _carry_out(store: Storage, key: str, record: dict[str, Any]) -> None:
     _delete_files(store, set(record["files"]))
     units = set(record["clips"])
     forget.forget(store, lambda unit: hash_of(unit) in units)
-    for name in list(store.list("report")):
-        store.delete(name)                   # it shows pictures; the next run or `pv3d report` makes another
+    for name in [*store.list("report"), *store.list("statistics")]:
+        store.delete(name)                   # pictures and features of people; who needs them makes others
     store.write(key, _json({**record, "finished": True}))
 
 

@@ -117,6 +117,7 @@ def test_what_is_sharded_is_removed_and_only_its_shards_are_rewritten(
 ) -> None:
     people.run()
     before, old = people.contents("shards", "manifest"), open_dataset(people.store)
+    people.store.write("statistics/inception-0.npz", b"features of frames")
     people.calls()
     affected = {s.tar for s in old.samples if any(ID.format(n) in s.clip_id for n in gone)}
     people.name(entry)
@@ -138,6 +139,7 @@ def test_what_is_sharded_is_removed_and_only_its_shards_are_rewritten(
     names = [ID.format(n) for n in gone]
     assert traces(people.store, *names) == []
     assert people.store.exists("takedown/state.json")
+    assert not list(people.store.list("statistics"))
     with pytest.raises(ValueError, match=rf"version {old.version} .* was taken down \(see takedown/"):
         open_dataset(people.store, old.version)
     sample = next(s for s in old.samples if s.tar in affected)
