@@ -44,7 +44,7 @@ def run(
     """The figures of the module's text, of videos of `size` px; `videos` of them in a round."""
     if min(videos, rounds) < 1 or few < 2 or many <= few or size < 32 or size % 2:
         raise ValueError(
-            "bench metrics: --videos and --rounds: 1 or more; --few: 2 or more; --many: above it; --size: even"
+            "bench metrics: give --videos and --rounds from 1 on, --few from 2, --many above it, --size even"
         )
     with tempfile.TemporaryDirectory(prefix="pv3d-bench-metrics-") as folder:
         place = Path(folder)
