@@ -5,8 +5,9 @@ process on a CPU, which holds the program too, and of PyTorch's allocator on CUD
 says so. The table is Markdown, and with --out FILE in a file as well.
 
 `<row>/peak_gb`, `<row>/start_gb` (networks, averages and engines, before the first update),
-`<row>/update_s`, `<row>/<phase>_s`, and on CUDA `<row>/<phase>_gb`, `<row>/reserved_gb`
-`<row>/memory_ratio`         to the row of the same variant and batch in float32 with no saving
+`<row>/update_s`, `<row>/<phase>_s`, `<row>/<phase>_gb`, on CUDA `<row>/reserved_gb`
+`<row>/peak_memory_ratio`, `<row>/<phase>_memory_ratio`    to the row of the same variant and batch in float32
+                             with no saving
 `<variant>/<precision>/largest_batch`    on CUDA, or with --largest 1: what still fits, by trying
 """
 
@@ -123,28 +124,27 @@ def largest_that(fits: Callable[[int], bool], most: int) -> int:
 
 def markdown(table: Table) -> str:
     """The rows for docs/training.md."""
-    lines = [
-        "| variant | batch | precision | ZeRO, workers | saved by | GB per worker | s per update | "
-        + " | ".join(f"{name}, s" for name in PHASES) + " |",
-        "|---" * (7 + len(PHASES)) + "|",
-    ]  # fmt: skip
+    head = ["variant", "batch", "precision", "ZeRO, workers", "saved by", "GB per worker", "s per update",
+            *(f"{name}: GB, s" for name in PHASES)]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
     for row, found in table:
         cells = [row.variant, str(row.batch), row.precision, f"{row.zero}, {row.workers}", row.extras or "-"]
         if found is None:
             cells += ["does not fit"] + ["-"] * (1 + len(PHASES))
         else:
-            times = [found["update_s"], *(found[f"{name}_s"] for name in PHASES)]
-            cells += [f"{found['peak_gb']:.2f}", *(f"{value:.3g}" for value in times)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells += [f"{found['peak_gb']:.2f}", f"{found['update_s']:.3g}"]
+            cells += [f"{found[f'{name}_gb']:.2f}, {found[f'{name}_s']:.3g}" for name in PHASES]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _figures(table: Table) -> dict[str, float]:
     figures = {f"{row.key}/{name}": v for row, found in table if found for name, v in found.items()}
     for row, found in table:
-        plain = figures.get(f"{Setting(row.variant, row.batch).key}/peak_gb")
-        if found and plain and row.workers == 1:
-            figures[f"{row.key}/memory_ratio"] = found["peak_gb"] / plain
+        plain = Setting(row.variant, row.batch).key
+        for name in ("peak", *PHASES) if found and row.workers == 1 and f"{plain}/peak_gb" in figures else ():
+            over = figures[f"{row.key}/{name}_gb"] / figures[f"{plain}/{name}_gb"]
+            figures[f"{row.key}/{name}_memory_ratio"] = over
     return figures
 
 
