@@ -58,9 +58,10 @@ class Model:
     """Rendered in one batch; as many as fill the device unless set."""
 
     @classmethod
-    def load(cls, name: str, tracking: str = TRACKING) -> Model:
+    def load(cls, name: str | None = None, tracking: str = TRACKING) -> Model:
         """`models:/NAME@ALIAS` or `models:/NAME/VERSION` (in the registry at `tracking`), the folder of a
-        checkpoint, or a `storage.root`. Raises ValueError of one line for what there is not."""
+        checkpoint, a `storage.root` or a file of `pv3d pack`; the model that ships with the project unless
+        named. Raises ValueError of one line for what there is not."""
         return cls(open_model(name, tracking))
 
     @property

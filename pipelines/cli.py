@@ -16,7 +16,7 @@ import click
 
 from infra import logs
 from infra.words import printable
-from pipelines import cli_models
+from pipelines import cli_models, cli_show
 from pipelines.cli_parts import Answer, answers, tracked
 
 # What is wrong with a place that somebody named, wherever it shows first.
@@ -362,5 +362,5 @@ def bench(name: str | None, data: str | None, options: tuple[str, ...]) -> Answe
     return run_bench(name, data, options) if name not in (None, "list") else list_benches()
 
 
-for _command in cli_models.COMMANDS:
+for _command in (*cli_models.COMMANDS, *cli_show.COMMANDS):
     main.add_command(_command)

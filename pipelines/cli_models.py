@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli_parts import Answer, answers, numbers, seed_list, span, tracked
+from pipelines.cli_parts import Answer, answers, marks, numbers, seed_list, span, tracked
 
 MOST_FRAMES = 1000                           # of a clip, which is in memory as a whole
 FRAMES = click.option(
@@ -65,7 +65,7 @@ def _answer(files: list[Path], **more: Any) -> Answer:
       pv3d generate runs/demo --views=-30,0,30 --frames 50 --span 0:1 --format png --out views
     """
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Such as 0-3 or 1,5,9.")
 @FRAMES
 @click.option("--span", metavar="A:B", help="Times from A to B in [0, 1], any number of --frames.")
@@ -77,10 +77,13 @@ def _answer(files: list[Path], **more: Any) -> Answer:
 )
 @click.option("--grid", type=click.IntRange(1), metavar="COLUMNS", help="All seeds in one picture.")
 @writes_clips
+@marks
 @tracked
 @answers
-def generate(model: str, seeds: str, **chosen: Any) -> Answer:
-    """Write what a model makes of seeds: mp4 files or PNG frames, the same ones every time."""
+def generate(model: str | None, seeds: str, **chosen: Any) -> Answer:
+    """Write what a model makes of seeds: mp4 files or PNG frames, the same pixels every time.
+
+    Without a MODEL it is the one that ships with pv3d."""
     from pipelines.generate import generate as write
 
     chosen["span"] = span(chosen["span"])

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,6 +76,30 @@ tracked = click.option(
     "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", show_envvar=True,
     default="sqlite:///runs/mlflow.db", show_default=True, help="Where the model is registered.",
 )  # fmt: skip
+
+
+def marks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --no-credentials, --certificate, --private-key, and hands them on as `marking`."""
+
+    @click.option("--no-credentials", is_flag=True, help="Mark what is made by plain metadata alone.")
+    @click.option(
+        "--certificate", type=click.Path(path_type=Path), metavar="PEM", envvar="PV3D_CERTIFICATE",
+        show_envvar=True, help="Signs content credentials: a chain, leaf first; a local one unless given.",
+    )
+    @click.option(
+        "--private-key", type=click.Path(path_type=Path), metavar="PEM", envvar="PV3D_PRIVATE_KEY",
+        show_envvar=True, help="Of the certificate.",
+    )  # fmt: skip
+    @functools.wraps(command)
+    def run(
+        *args: Any, no_credentials: bool, certificate: Path | None, private_key: Path | None, **options: Any
+    ) -> Any:
+        from pipelines.publish import Marking
+
+        marking = Marking(not no_credentials, certificate, private_key)
+        return command(*args, marking=marking, **options)
+
+    return run
 
 
 def seed_list(text: str) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.outputs import KINDS, Format, make_folder, tiled, write_clip
+from pipelines.publish import MARKED, Marking, ready
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,11 @@ MOST_TILES = 64                              # clips of a grid are in memory tog
 
 
 def generate(
-    model: str, *, seeds: Sequence[int], out: Path, tracking: str, frames: int | None = None,
+    model: str | None, *, seeds: Sequence[int], out: Path, tracking: str, frames: int | None = None,
     span: tuple[float, float] | None = None, psi: float = 1.0, camera: str = "still",
     yaw: float | None = None, pitch: float | None = None, mapping: str = "first",
     yaws: Sequence[float] = (0.0,), kinds: str = "image", grid: int | None = None, how: Format = "mp4",
+    marking: Marking = MARKED,
 ) -> list[Path]:  # fmt: skip
     """Write `out/seed0000.mp4` for every seed, `seed0000-depth.mp4` for other kinds, `grid.mp4` for all in
     one (`grid` columns); folders of PNG frames for `how` png. Returns what was written.
@@ -39,7 +41,9 @@ def generate(
     wanted = kinds_of(kinds)
     if grid is not None and len(seeds) > MOST_TILES:
         raise ValueError(f"--grid {grid}: {len(seeds)} seeds; a grid has {MOST_TILES} at most")
+    ready(marking)
     opened = Model.load(model, tracking)
+    about: dict[str, object] = {"model": opened.sha256[:12]}
     count = min(FRAMES, opened.config.frames_span) if frames is None else frames
     times = opened.times(count, span)
     cameras = trajectory(
@@ -58,7 +62,9 @@ def generate(
         for clip in made:
             for kind, pictures in clip.pictures.items():
                 if grid is None:
-                    files.append(write_clip(out / _name(f"seed{clip.seed:04d}", kind), pictures, how))
+                    path = out / _name(f"seed{clip.seed:04d}", kind)
+                    told = {**about, "seed": clip.seed}
+                    files.append(write_clip(path, pictures, how, about=told, marking=marking))
                 else:
                     tiles[kind].append(pictures)
             bars.done("frames", len(times))
@@ -66,7 +72,8 @@ def generate(
         if grid is not None:
             for kind, clips in tiles.items():
                 joined: NDArray[np.uint8] = tiled(clips, min(grid, len(clips)))
-                files.append(write_clip(out / _name("grid", kind), joined, how))
+                path = out / _name("grid", kind)
+                files.append(write_clip(path, joined, how, about=about, marking=marking))
     log.info("%d clips of %d frames from %s in %s", len(seeds), len(times), model, out)
     return files
 

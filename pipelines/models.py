@@ -15,6 +15,7 @@ from infra.paths import expanded
 from infra.storage import FolderStorage, Storage, open_storage
 from infra.tracking import check_tracking
 from pipelines.checkpoints import LATEST
+from pipelines.packed import SUFFIX, open_packed, open_portraits
 
 if TYPE_CHECKING:
     from model.generator import Generator
@@ -32,12 +33,15 @@ class OpenModel:
     cameras: Any  # its `model.camera`
 
 
-def open_model(name: str, tracking: str) -> OpenModel:
+def open_model(name: str | None, tracking: str) -> OpenModel:
     """`models:/NAME@ALIAS`, `models:/NAME/VERSION` (in the registry at `tracking`), the folder of a
-    checkpoint, or a `storage.root`, whose newest checkpoint it is.
+    checkpoint, a `storage.root`, whose newest checkpoint it is, or a file of `pv3d pack`. None: the model
+    that ships with the project.
 
     Raises ValueError of one line: unknown model, alias, version, folder, or a registry that is away.
     """
+    if name is None:
+        return open_portraits()
     if name.startswith("models:"):
         return _registered(name, tracking)
     if name.startswith("s3://"):
@@ -45,10 +49,12 @@ def open_model(name: str, tracking: str) -> OpenModel:
     folder = expanded(name)
     if folder.name == CARD:
         folder = folder.parent
+    if folder.suffix == SUFFIX and folder.is_file():
+        return open_packed(folder, name)
     if not folder.is_dir():
         raise ValueError(
             f"model {name!r}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, "
-            "the folder of a checkpoint or a storage.root"
+            "the folder of a checkpoint, a storage.root or a file of `pv3d pack`"
         )
     folder = folder.resolve()
     if (folder / LATEST).is_file():

@@ -6,7 +6,7 @@ Pictures are uint8 [H, W, 3] RGB. A file appears whole or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.latents import write_whole
+from pipelines.publish import MARKED, Marking, publish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,28 +62,36 @@ def enlarged(picture: Tensor, config: ModelConfig) -> Tensor:
     return F.interpolate(picture, size=side, mode="bilinear", align_corners=False)
 
 
-def write_clip(path: Path, frames: Iterable[Picture], how: Format = "mp4", fps: float = FPS) -> Path:
-    """`path` without suffix: PATH.mp4, or the folder PATH of 0000.png and on. Returns what was written."""
+def write_clip(
+    path: Path, frames: Iterable[Picture], how: Format = "mp4", fps: float = FPS, *,
+    about: Mapping[str, object] | None = None, marking: Marking = MARKED,
+) -> Path:  # fmt: skip
+    """`path` without suffix: PATH.mp4, or the folder PATH of 0000.png and on, each marked as synthetic
+    (`pipelines.publish`). Returns what was written."""
     if how == "mp4":
         from stages.video import write_video
 
         # by hand: a dot in the name is no suffix
         file = path.with_name(f"{path.name}.mp4")
         write_video(file, (_even(frame) for frame in frames), fps)
+        publish(file, about, marking)
         return file
     path.mkdir(parents=True, exist_ok=True)
     for index, frame in enumerate(frames):
-        write_picture(path / f"{index:04d}.png", frame)
+        write_picture(path / f"{index:04d}.png", frame, about=about, marking=marking)
     return path
 
 
-def write_picture(path: Path, picture: Picture) -> Path:
-    """A PNG."""
+def write_picture(
+    path: Path, picture: Picture, *, about: Mapping[str, object] | None = None, marking: Marking = MARKED
+) -> Path:
+    """A PNG, marked as synthetic."""
     import cv2
 
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     assert done
     write_whole(path, data.tobytes())
+    publish(path, about, marking)
     return path
 
 

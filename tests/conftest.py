@@ -22,6 +22,14 @@ sys.path.append(str(ROOT / "tests" / "pipelines"))  # tiny_stages, by name, here
 sys.path.append(str(ROOT / "tests" / "stages"))     # two_step
 
 
+@pytest.fixture(scope="session", autouse=True)
+def config_folder(tmp_path_factory) -> Path:
+    """Where a user keeps things such as the key that signs what is generated: never the real one."""
+    folder = tmp_path_factory.mktemp("config")
+    os.environ["XDG_CONFIG_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real videos, photographs and weights that are not part of the project."""

@@ -17,6 +17,8 @@ from model.generator import Generator  # noqa: E402
 from pipelines.api import Model  # noqa: E402
 from pipelines.checkpoints import EMA  # noqa: E402
 from pipelines.generate import generate  # noqa: E402
+from pipelines.inspect_file import inspect_file  # noqa: E402
+from pipelines.publish import Marking  # noqa: E402
 from pipelines.register import register_generator  # noqa: E402
 from pipelines.trajectories import trajectory  # noqa: E402
 from stages.video import probe  # noqa: E402
@@ -53,12 +55,15 @@ def tracking(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> 
     return uri
 
 
+PLAIN = Marking(credentials=False)  # a signature is another each time
+
+
 def digests(files: list[Path]) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
 def test_every_seed_is_one_video_with_the_same_bytes_each_time(tracking: str, tmp_path: Path) -> None:
-    options = {"frames": 5, "tracking": tracking}
+    options = {"frames": 5, "tracking": tracking, "marking": PLAIN}
     files = generate("models:/faces@candidate", seeds=[0, 7], out=tmp_path / "a", **options)
     assert [path.name for path in files] == ["seed0000.mp4", "seed0007.mp4"]
     info = probe(files[0])
@@ -71,10 +76,20 @@ def test_every_seed_is_one_video_with_the_same_bytes_each_time(tracking: str, tm
 def test_a_checkpoint_gives_the_pixels_of_its_registered_version(
     checkpoint: Path, tracking: str, tmp_path: Path
 ) -> None:
-    options = {"seeds": [3], "frames": 3, "tracking": tracking}
+    options = {"seeds": [3], "frames": 3, "tracking": tracking, "marking": PLAIN}
     registered = generate("models:/faces@candidate", out=tmp_path / "r", **options)
     from_folder = generate(str(checkpoint), out=tmp_path / "c", **options)
     assert digests(registered) == digests(from_folder)
+
+
+def test_what_is_generated_says_so_unless_told_not_to(checkpoint: Path, tmp_path: Path) -> None:
+    options = {"seeds": [3], "frames": 2, "tracking": "unused"}
+    (signed,) = generate(str(checkpoint), out=tmp_path / "a", **options)
+    (folder,) = generate(str(checkpoint), out=tmp_path / "b", how="png", marking=PLAIN, **options)
+    told, plain = inspect_file(signed)[0], inspect_file(folder / "0001.png")[0]
+    assert (told["credentials"], plain["credentials"]) == ("valid", "none")
+    assert told["synthetic"]
+    assert plain["metadata"]["Comment"].endswith("seed 3")
 
 
 def test_a_turning_camera_changes_the_picture_but_not_the_first_frame(checkpoint: Path) -> None:
@@ -114,7 +129,7 @@ def test_views_grids_kinds_and_frames_are_files_of_their_size(checkpoint: Path, 
 def test_cameras_of_a_file_are_followed(checkpoint: Path, tmp_path: Path) -> None:
     cameras = trajectory("figure-eight", 6)
     np.save(tmp_path / "path.npy", cameras)
-    options = {"seeds": [3], "frames": 6, "tracking": "unused"}
+    options = {"seeds": [3], "frames": 6, "tracking": "unused", "marking": PLAIN}
     named, read = (
         generate(str(checkpoint), out=tmp_path / out, camera=camera, **options)
         for out, camera in (("a", "figure-eight"), ("b", str(tmp_path / "path.npy")))
