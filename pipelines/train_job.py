@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 from infra.json_values import read_text
 from infra.storage import Storage, open_storage
-from model.config import Variant, to_dict, with_changes
+from model.config import DiscriminatorConfig, Variant, to_dict, with_changes
 from pipelines.settings import StorageSettings, TrainSettings
 from stages.dataset import Sample
 
@@ -169,11 +170,21 @@ def check_batch(variant: Variant, workers: int, accumulate: int = 1) -> None:
                 f"not divide; use a multiple of {size}"
             )
         if items // size % shares:
-            need = -(-shares * size * batch // items)
-            most = f"{items // size} workers at most"
+            need = next(more for more in itertools.count(batch) if _shared(more, d, shares))
+            fewer = max((less for less in range(1, shares) if _shared(batch, d, less)), default=1)
+            most = f"{fewer} workers at most"
             if accumulate > 1:
-                most = f"train.workers x train.accumulate of {items // size} at most"
+                most = f"train.workers x train.accumulate of {fewer} at most"
             raise ValueError(
                 f"train.workers: {who} would split the minibatch-std groups of {size} in a batch "
                 f"of {batch} videos; use {most}, or train.batch {need}"
             )
+
+
+def _shared(batch: int, d: DiscriminatorConfig, shares: int) -> bool:
+    """Whether shares of a batch have equally many whole minibatch-std groups."""
+    for items, group in ((batch * d.frames, d.minibatch_group_image), (batch, d.minibatch_group_video)):
+        size = min(group, items)
+        if batch % shares or items % size or items // size % shares:
+            return False
+    return True
