@@ -84,6 +84,9 @@ class DiscriminatorConfig:
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
+    camera_contrast: float = 1.0
+    """Enlarges what distinguishes a camera from the frontal one, before the mapping networks of D_img and
+    D_vid. 1 as published: 8 degrees of yaw then change 6 % of their input, and poses are learnt late."""
     conv_clamp: float | None = 256.0
     image: bool = True
     """False removes D_img (Table 3a)."""
@@ -223,6 +226,9 @@ class ModelConfig:
             f"at most frames_span {self.frames_span}",
         )
         require(d.image or d.video, "discriminator.video", d.video, "at least one of image and video True")
+        require(
+            d.camera_contrast > 0, "discriminator.camera_contrast", d.camera_contrast, "greater than 0"
+        )
         for name in ("minibatch_group_image", "minibatch_group_video", "mapping_layers"):
             require(getattr(d, name) >= 1, f"discriminator.{name}", getattr(d, name), "1 or more")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model import fast, ops
-from model.camera import CAMERA_DIM
+from model.camera import CAMERA_DIM, canonical_camera
 from model.config import DiscriminatorConfig, ModelConfig
 from model.stylegan import FullyConnected, MappingNetwork
 
@@ -102,6 +102,7 @@ class Discriminator(nn.Module):
     """The trunk that both share."""
 
     resample_filter: Tensor
+    frontal: Tensor
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Discriminator(nn.Module):
         config: DiscriminatorConfig,
     ) -> None:
         super().__init__()
-        self.resolution, self.camera_dim = resolution, camera_dim
+        self.resolution, self.camera_dim, self.contrast = resolution, camera_dim, config.camera_contrast
         self.register_buffer("resample_filter", ops.setup_filter([1, 3, 3, 1]))
 
         def width(side: int) -> int:
@@ -132,6 +133,8 @@ class Discriminator(nn.Module):
         cmap_dim = width(4) if camera_dim else 0
         self.b4 = DiscriminatorEpilogue(width(4), cmap_dim=cmap_dim, group=group, clamp=config.conv_clamp)
         if camera_dim:
+            frontal = torch.from_numpy(canonical_camera().encode()).repeat(camera_dim // CAMERA_DIM)
+            self.register_buffer("frontal", frontal, persistent=False)
             self.mapping = MappingNetwork(
                 z_dim=0, c_dim=camera_dim, w_dim=cmap_dim, layers=config.mapping_layers
             )
@@ -149,8 +152,14 @@ class Discriminator(nn.Module):
             x = x.to(self.compute_dtype, memory_format=torch.channels_last)
         for name in self.names:
             x = cast(DiscriminatorBlock, self.get_submodule(name))(x)
-        logits: Tensor = self.b4(x, self.mapping(None, cameras) if self.camera_dim else None)
+        logits: Tensor = self.b4(x, self.mapping(None, self.seen(cameras)) if self.camera_dim else None)
         return logits
+
+    def seen(self, cameras: Tensor) -> Tensor:
+        """[N, 25 n], their differences from the frontal camera as the config enlarges them."""
+        if self.contrast == 1:
+            return cameras
+        return self.frontal + self.contrast * (cameras - self.frontal)
 
     def _check(self, name: str, x: Tensor, expected: tuple[int, ...]) -> None:
         if tuple(x.shape) != expected:

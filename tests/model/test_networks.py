@@ -59,6 +59,7 @@ SWITCHES = {
     "cameras Map": {"camera_conditioning": "map"},
     "no generator camera": {"generator_camera": False},
     "D_vid without cameras": {"discriminator.video_cameras": False},
+    "cameras enlarged": {"discriminator.camera_contrast": 8.0},
     "D_vid without time difference": {"discriminator.video_time_difference": False},
     "no D_img": {"discriminator.image": False},
     "no D_vid": {"discriminator.video": False},
@@ -308,6 +309,20 @@ def test_a_wrong_input_is_named(bad):
         z, message = z[:, :3], "z has shape \\[2, 3\\]"
     with pytest.raises(ValueError, match=message):
         net(z, z_m, times, c, **extra)
+
+
+def test_contrast_enlarges_what_differs_from_the_frontal_camera():
+    plain, enlarged = small(), small(**{"discriminator.camera_contrast": 8.0})
+    frontal = torch.from_numpy(camera.canonical_camera().encode())
+    for kind in (ImageDiscriminator, VideoDiscriminator):
+        torch.manual_seed(0)
+        one, other = kind(plain), kind(enlarged)
+        other.load_state_dict(one.state_dict())          # it adds nothing to a checkpoint
+        sample = real(plain)
+        given = losses.image_logits if kind is ImageDiscriminator else losses.video_logits
+        far = sample._replace(cameras=frontal + 8 * (sample.cameras - frontal))
+        torch.testing.assert_close(given(other, sample), given(one, far))
+        assert not torch.allclose(given(other, sample), given(one, sample))
 
 
 def test_the_generator_loss_leaves_no_gradient_in_the_discriminators():
