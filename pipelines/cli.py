@@ -204,6 +204,22 @@ def evaluate(workflow: Any, checkpoint: str | None) -> Answer:
     return evaluate_now(workflow, checkpoint)
 
 
+@main.command(epilog="Example: pv3d ablate --profile demo --only 3a --set train.steps=200")
+@click.argument("ablations", metavar="[ABLATIONS]", required=False, type=click.Path(path_type=Path))
+@click.option("--workflow", "path", default="workflow.yaml", show_default=True, help="What rows change.")
+@click.option("--size", default="small", show_default=True, metavar="S", help="small or paper.")
+@click.option("--only", metavar="TABLE,...", help="Such as 2a,3c.")
+@click.option("--ray-address", metavar="A", help="Join this Ray cluster instead of starting one here.")
+@chooses
+@answers
+def ablate(ablations: Path | None, **chosen: Any) -> Answer:
+    """Train, evaluate and print the rows of the paper's tables 2 and 3; goes on where it was stopped."""
+    from pipelines.ablations import ablate as run_matrix
+
+    _own_stages()
+    return run_matrix(ablations, **chosen)
+
+
 @main.command(epilog="Example: pv3d gate --profile demo --version 3")
 @takes_workflow
 @click.option("--version", type=click.IntRange(1), metavar="N", help="In place of the one of register.alias.")

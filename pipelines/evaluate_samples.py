@@ -116,10 +116,11 @@ class Studio:
         assert self.dataset is not None, "only a dataset has clips"
         cameras = self.dataset.cameras(sample)[first : first + self.settings.frames]
         times = self.opened.clips.window_times(self.opened.generator.config, self.settings.frames)
+        how = self.opened.generator.config.camera_conditioning
         with one_thread():
             parts = self.opened.clips.render_clip(
                 self.opened.generator, self.settings.seed * SEED_STRIDE + number, cameras, times,
-                mapping_camera=cameras[0],
+                mapping_camera=None if how == "non" else cameras[0],
             )  # fmt: skip
             return np.concatenate([self.opened.clips.to_uint8(part.image[0]) for part in parts])
 
@@ -317,12 +318,18 @@ def multi_view(opened: OpenModel, seed: int, number: int, mode: Mode = "paper") 
     front, side = opened.cameras.canonical_camera().encode(), opened.cameras.orbit(YAW_DEG).encode()
     cameras = np.stack([front, side, side, front])
     times = np.array([t0, t1, t0, t1], np.float32)
-    parts = list(
-        opened.clips.render_clip(
-            opened.generator, seed * SEED_STRIDE + number, cameras, times, mapping_camera=front,
-            return_xyz=True,
+    # Ablations of Table 2c: `non` has each frame's own camera everywhere, and views of `all` are clips of one
+    # frame, since frames of a clip share their camera there.
+    how = opened.generator.config.camera_conditioning
+    clips = [[view] for view in range(4)] if how == "all" else [[0, 1, 2, 3]]
+    parts = [
+        part
+        for clip in clips
+        for part in opened.clips.render_clip(
+            opened.generator, seed * SEED_STRIDE + number, cameras[clip], times[clip],
+            mapping_camera=None if how == "non" else front, return_xyz=True,
         )
-    )  # fmt: skip
+    ]  # fmt: skip
 
     def whole(name: str) -> Any:
         return torch.cat([getattr(part, name)[0] for part in parts]).float().cpu()

@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny_registry import workflow_at  # noqa: E402
+
+from model import camera, clips  # noqa: E402
+from model.config import tiny  # noqa: E402
+from model.generator import Generator  # noqa: E402
+from pipelines import ablations  # noqa: E402
+from pipelines.ablations import FILE, Row, headings, read_matrix, rows, text  # noqa: E402
+from pipelines.evaluate_samples import multi_view  # noqa: E402
+from pipelines.models import OpenModel  # noqa: E402
+from pipelines.train_job import Job  # noqa: E402
+from stages.metrics import FRONT, SIDE  # noqa: E402
+
+WORKFLOW = str(Path(__file__).parents[2] / "workflow.yaml")
+
+
+def test_every_row_is_a_workflow_at_either_size_and_equal_ones_share_a_training() -> None:
+    matrix = read_matrix(FILE)
+    for size in matrix.sizes:
+        found = rows(matrix, size, None, WORKFLOW, None, [])
+        names = [Job(row.workflow.storage, row.workflow.train, "d").name for row in found]
+        same = {row.text for row, name in zip(found, names, strict=True) if name == names[1]}
+        assert same == {
+            "2a middle", "2b ModConv", "2c MapT", "2d camera and time difference", "3a D_img and D_vid",
+            "3b 64", "3c w/ camera",
+        }  # fmt: skip
+        assert len(set(names)) == len(found) - len(same) + 1, "two rows change the same"
+    assert [table.name for table in matrix.tables] == ["2a", "2b", "2c", "2d", "3a", "3b", "3c"]
+
+
+def test_what_is_asked_for_comes_last_and_tables_are_chosen() -> None:
+    found = rows(read_matrix(FILE), "small", "3b, 3c", WORKFLOW, "demo", ["train.steps=3"])
+    assert {row.table for row in found} == {"3b", "3c"}
+    assert {row.workflow.train.steps for row in found} == {3}
+    resolutions = [Job(r.workflow.storage, r.workflow.train, "d").variant.model.rendering for r in found[:3]]
+    assert [one.resolution for one in resolutions] == [16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("smal", None), "--size smal: unknown, did you mean 'small'?"),
+        (("small", "2x"), r"--only 2x: no such table"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_refused(options: tuple[str, str | None], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rows(read_matrix(FILE), *options, WORKFLOW, None, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sizess: {}", "ablations.sizess: unknown setting, did you mean 'sizes'?"),
+        ("tables: [{name: a, title: b, rows: {r: {train.model.motion.blocsk: 2}}}]", "blocsk"),
+    ],
+)
+def test_a_mistake_in_any_row_is_found_before_the_first_is_trained(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    file = tmp_path / "a.yaml"
+    head = "" if line.startswith("sizess") else "sizes: {small: {}}\ncolumns: {CD: chamfer}\n"
+    file.write_text(f"{head}{line}\n")
+    workflow_at(tmp_path, f"sqlite:///{tmp_path}/m.db")
+    with pytest.raises(ValueError, match=message):
+        ablations.ablate(
+            file, size="small", only=None, path=str(tmp_path / "workflow.yaml"), profile=None, overrides=[]
+        )
+    assert not (tmp_path / "store" / "train").exists()
+
+
+def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> None:
+    matrix = read_matrix(FILE)
+    found = [Row("3a", name, workflow=None) for name in ("w/o D_vid", "w/o D_img", "D_img and D_vid")]
+    values = {
+        "fvd": {"value": None, "reason": "no weights", "direction": "lower"},
+        "id": {"value": 0.51, "direction": "higher"},
+        "chamfer": {"value": 1.25, "direction": "lower"},
+        "warping_error": {"value": 12.0, "direction": "lower"},
+    }
+    found[0].result = {"metrics": values, "checkpoint": "train/a/checkpoints/1", "step": 1}
+    found[1].fault = "training stopped before update 7"
+    assert headings(matrix, found) == ["FVD↓", "ID↑", "CD↓", "WE↓"]
+    lines = text(matrix, found).splitlines()
+    assert lines[0] == "(3a) Discriminators"
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:7]]
+    assert shown == [
+        ["w/o D_vid", "-[1]", "0.51", "1.25", "12"],
+        ["w/o D_img", *["-[2]"] * 4],
+        ["D_img and D_vid", *[""] * 4],
+    ]
+    assert lines[-2:] == ["[1] fvd was not computed: no weights", "[2] training stopped before update 7"]
+    assert json.loads(json.dumps(ablations.to_json("small", found)))["rows"][1]["fault"]
+
+
+@pytest.mark.parametrize("how", ["all", "non", "map", "mapt"])
+def test_every_camera_condition_is_evaluated_from_the_sides_that_were_asked_for(how: str) -> None:
+    torch.manual_seed(0)
+    config = replace(tiny().model, camera_conditioning=how)
+    made = Generator(config).eval().requires_grad_(False)
+    made.backbone.mapping.embed.weight.mul_(3)   # so that the camera of the mapping network shows
+    view = multi_view(OpenModel("m", made, clips, camera), 0, 0)
+    front, side = view.images[FRONT[0]].astype(int), view.images[SIDE[1]].astype(int)  # of one time
+    assert np.abs(front - side).mean() > 1
+    lines = [points.reshape(-1, 3).mean(0) for points in view.points]
+    assert np.linalg.norm(lines[FRONT[0]] - lines[SIDE[1]]) > 1e-3
