@@ -130,18 +130,19 @@ def i3d_preprocess(videos: NDArray[np.uint8], resolution: int = RESOLUTION) -> N
     import torch
     import torch.nn.functional as F
 
-    batch, frames, height, width, _ = videos.shape
-    x = torch.from_numpy(np.ascontiguousarray(videos)).float().div(255).permute(0, 1, 4, 2, 3)
+    _, _, height, width, _ = videos.shape
     scale = resolution / min(height, width)
     size = (
         (resolution, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), resolution)
     )
-    x = F.interpolate(
-        x.reshape(batch * frames, 3, height, width), size=size, mode="bilinear", align_corners=False
-    )
     top, left = (size[0] - resolution) // 2, (size[1] - resolution) // 2
-    x = x[:, :, top : top + resolution, left : left + resolution].reshape(
-        batch, frames, 3, resolution, resolution
-    )
-    out: NDArray[Any] = (x.permute(0, 2, 1, 3, 4) * 2 - 1).contiguous().numpy()
+
+    def small(frame: NDArray[np.uint8]) -> torch.Tensor:
+        """[3, resolution, resolution], one frame at a time: a video's worth of floats leaves the cache."""
+        x = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return x[0, :, top : top + resolution, left : left + resolution]
+
+    x = torch.stack([torch.stack([small(frame) for frame in video], dim=1) for video in videos])
+    out: NDArray[Any] = x.div_(127.5).sub_(1).contiguous().numpy()
     return out
