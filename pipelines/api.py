@@ -204,8 +204,6 @@ class Model:
         """The portrait in the motion of a seed."""
         times = self.times(min(16, self.config.frames_span)) if times is None else times
         motion = self.sample(seed, times=times).z_m
-        if cameras is None and len(latent) == 1:
-            cameras = np.repeat(latent.cameras, len(times), axis=0)
         return latent.with_motion(motion, times, cameras)
 
     def reconstruct(self, latent: Latent) -> tuple[Picture, dict[str, Any]]:

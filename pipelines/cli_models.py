@@ -119,4 +119,129 @@ def mesh(model: str, out: Path, **chosen: Any) -> Answer:
     return _answer(write_meshes(model, out, **chosen))
 
 
-COMMANDS: tuple[click.Command, ...] = (generate, mesh)
+@click.command(
+    epilog="""\b
+    Examples:
+      pv3d invert portrait.jpg --model models:/pv3d@candidate --out me
+      pv3d invert talk.mp4 --model runs/demo --frames 16 --start 2.5 --out talk
+    """
+)
+@click.argument("source", metavar="IMAGE|VIDEO", type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="MODEL", help="As `pv3d generate` takes it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="NAME", help="Of the latent.")
+@click.option("--frames", type=click.IntRange(2, MOST_FRAMES), help="Of a video; 16, say.")
+@click.option("--start", "start_s", default=0.0, show_default=True, metavar="SECONDS", help="In a video.")
+@click.option("--face", type=click.IntRange(1), metavar="N", help="Of several, the N-th largest.")
+@click.option("--steps", type=click.IntRange(1), help="Of the optimiser; 500 unless given.")
+@click.option("--rate", "learning_rate", type=float, help="Of its learning; 0.05 unless given.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Frames per step; 4 unless given.")
+@click.option(
+    "--perceptual", type=click.Path(path_type=Path), metavar="FILE",
+    help="A TorchScript network for the loss, in place of LPIPS's (pv3d weights).",
+)
+@click.option("--restart", is_flag=True, help="Forget where an earlier one was stopped.")
+@tracked
+@answers
+def invert(source: Path, out: Path, **chosen: Any) -> Answer:
+    """Find the latent of a portrait, or of a video of one; goes on where it was stopped."""
+    from pipelines.invert import invert as find
+
+    told = find(source, out, **chosen)
+    text = f"{told['latent']}  {told['frames']} frames, {told['psnr']:.2f} dB (the mean face: "
+    text += f"{told['mean_latent_psnr']:.2f} dB) in {told['seconds']:.0f} s, perceptual loss: {told['loss']}"
+    return told, text
+
+
+def takes_latent(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds LATENT and --model."""
+    for option in (
+        click.option("--model", metavar="MODEL", help="The one that it was inverted with unless given."),
+        click.argument("latent", metavar="LATENT", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+SAVE = click.option(
+    "--save", type=click.Path(path_type=Path), metavar="NAME", help="Also write the new latent."
+)
+
+
+def _shown(chosen: dict[str, Any]) -> Any:
+    """Takes what `writes_clips`, `takes_camera` and SAVE added out of `chosen`."""
+    from pipelines.generate import kinds_of
+    from pipelines.motions import Shown
+
+    names = ("out", "camera", "yaw", "pitch", "how", "save")
+    yaws, kinds = numbers("--views", chosen.pop("views")), kinds_of(chosen.pop("kinds"))
+    return Shown(yaws=yaws, kinds=kinds, **{name: chosen.pop(name) for name in names})
+
+
+@click.command(epilog="Example: pv3d animate me.safetensors --seeds 0-3 --camera orbit --out moving")
+@takes_latent
+@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Of the motion.")
+@FRAMES
+@takes_camera("own")
+@writes_clips
+@SAVE
+@tracked
+@answers
+def animate(latent: Path, seeds: str, **chosen: Any) -> Answer:
+    """Move an inverted portrait by sampled motion, seen from anywhere."""
+    from pipelines.motions import animate as move
+
+    shown, listed = _shown(chosen), seed_list(seeds)
+    if shown.save and len(listed) > 1:
+        raise ValueError(f"--save, --seeds {seeds}: one latent is written; give one seed")
+    return _answer(move(latent, shown, seeds=listed, **chosen))
+
+
+@click.command(epilog="Example: pv3d edit talk.safetensors --scale 0.5 --views=-30,0,30 --out calmer")
+@takes_latent
+@click.option("--scale", type=float, metavar="K", help="Its motion K times as strong; 0 stands still.")
+@click.option("--seed", type=click.IntRange(0), help="In place of its motion, that of a seed.")
+@takes_camera("own")
+@writes_clips
+@SAVE
+@tracked
+@answers
+def edit(latent: Path, **chosen: Any) -> Answer:
+    """Change the motion of an inverted video: scaled, or sampled anew."""
+    from pipelines.motions import edit as change
+
+    return _answer(change(latent, _shown(chosen), **chosen))
+
+
+@click.command(epilog="Example: pv3d transfer me.safetensors --driving talk.safetensors --out as_talk")
+@takes_latent
+@click.option("--driving", required=True, type=click.Path(path_type=Path), metavar="LATENT")
+@takes_camera("own")
+@writes_clips
+@SAVE
+@tracked
+@answers
+def transfer(latent: Path, **chosen: Any) -> Answer:
+    """Put the motion of one inverted video on another portrait."""
+    from pipelines.motions import transfer as drive
+
+    return _answer(drive(latent, _shown(chosen), **chosen))
+
+
+@click.command(epilog="Example: pv3d reconstruct me.safetensors --out compare")
+@takes_latent
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@tracked
+@answers
+def reconstruct(latent: Path, out: Path, **chosen: Any) -> Answer:
+    """Write what was inverted beside what the model makes of it, and measure how near it is."""
+    from pipelines.reconstruct import reconstruct as compare
+
+    told = compare(latent, out, **chosen)
+    figures = [f"{name} {told[name]:g}" for name in ("l1", "psnr", "ssim", "lpips") if told[name] is not None]
+    missing = [f"{name}: not computed, {why}" for name, why in told.get("not_computed", {}).items()]
+    return told, "\n".join([*told["files"], ", ".join(figures), *missing])
+
+
+COMMANDS: tuple[click.Command, ...] = (
+    generate, mesh, invert, animate, reconstruct, edit, transfer,
+)  # fmt: skip

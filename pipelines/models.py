@@ -14,7 +14,7 @@ from infra.checkpoints import CARD
 from infra.paths import expanded
 from infra.storage import FolderStorage, Storage, open_storage
 from infra.tracking import check_tracking
-from pipelines.checkpoints import LATEST
+from pipelines.checkpoints import LATEST, load_generator, newest_checkpoint
 from pipelines.packed import SUFFIX, open_packed, open_portraits
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def open_model(name: str | None, tracking: str) -> OpenModel:
     if name.startswith("models:"):
         return _registered(name, tracking)
     if name.startswith("s3://"):
-        return _of_store(open_storage(name), name)
+        store = open_storage(name)
+        return of_checkpoint(store, newest_checkpoint(store).key, name)
     folder = expanded(name)
     if folder.name == CARD:
         folder = folder.parent
@@ -58,14 +59,10 @@ def open_model(name: str | None, tracking: str) -> OpenModel:
         )
     folder = folder.resolve()
     if (folder / LATEST).is_file():
-        return _of_store(FolderStorage(folder), name)
+        root = FolderStorage(folder)
+        found = newest_checkpoint(root)
+        return of_checkpoint(root, found.key, str(expanded(name) / found.key))   # a later one is another
     return of_checkpoint(FolderStorage(folder.parent), folder.name, name)
-
-
-def _of_store(store: Storage, name: str) -> OpenModel:
-    from pipelines.checkpoints import newest_checkpoint
-
-    return of_checkpoint(store, newest_checkpoint(store).key, name)
 
 
 def of_checkpoint(store: Storage, key: str, name: str = "") -> OpenModel:
@@ -73,7 +70,6 @@ def of_checkpoint(store: Storage, key: str, name: str = "") -> OpenModel:
     import torch
 
     from model import camera, clips
-    from pipelines.checkpoints import load_generator
 
     generator, _ = load_generator(store, key)
     return OpenModel(name or key, generator.to("cuda" if torch.cuda.is_available() else "cpu"), clips, camera)
