@@ -220,6 +220,32 @@ def ablate(ablations: Path | None, **chosen: Any) -> Answer:
     return run_matrix(ablations, **chosen)
 
 
+@main.command(epilog="Example: pv3d reproduce voxceleb --checkpoint model_300000.ckpt")
+@click.argument("dataset", type=click.Choice(["voxceleb", "celebvhq", "talkinghead"]))
+@takes_workflow
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@answers
+def reproduce(workflow: Any, dataset: str, checkpoint: Path) -> Answer:
+    """Measure a checkpoint of the paper's authors by the paper's protocol, in both definitions."""
+    from pipelines.reproduce import reproduce as measure
+
+    return measure(workflow, dataset, checkpoint)
+
+
+@main.command(epilog="Example: pv3d analyse order --profile demo --count 500")
+@click.argument("name", metavar="order|mixing|long", type=click.Choice(["order", "mixing", "long"]))
+@takes_workflow
+@click.option("--count", type=click.IntRange(2), metavar="N", help="Camera pairs (3000), pairs or people.")
+@click.option("--checkpoint", metavar="KEY", help="Of the store, or a folder; the newest unless given.")
+@click.option("--ray-address", metavar="A", help="long: train on this Ray cluster.")
+@answers
+def analyse(workflow: Any, **chosen: Any) -> Answer:
+    """The paper's figures 7 and 8 and its 48-frame experiment, of one's own model, as a page of plots."""
+    from pipelines.analyses import analyse as look
+
+    return look(workflow, **chosen)
+
+
 @main.command(epilog="Example: pv3d gate --profile demo --version 3")
 @takes_workflow
 @click.option("--version", type=click.IntRange(1), metavar="N", help="In place of the one of register.alias.")
