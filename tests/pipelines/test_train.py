@@ -1,179 +1,45 @@
-"""The training loop on real shards and real networks, made small: parity, resume, what it leaves behind.
-
-Run as a script, this file is one worker of a job; the tests start it with the ranks in the environment.
-"""
+"""The training loop on real shards and real networks, made small: parity, resume, what it leaves behind."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tarfile
-import threading
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_training
+from tiny_training import (
+    STEPS,
+    TOLERANCE,
+    copy,
+    difference,
+    folder,
+    history,
+    make_data,
+    python_path,
+    run,
+    settings,
+    workflow,
+)
 
 from infra.storage import FolderStorage
-from model.camera import orbit
-from pipelines.settings import PolicySettings, StorageSettings, TrainSettings
-from pipelines.train_job import Job
-from stages.clip import Clip
-from stages.shards import WriteShards, open_dataset
-from stages.takedown import Takedown
+from stages.shards import open_dataset
 
-STEPS = 5
-TOLERANCE = 1e-5  # measured 1.5e-6: rounding that Adam amplifies; a wrong gradient shows as 1e-3
-
-SMALL = '''
-from dataclasses import replace
-from model.config import *
-
-def small():
-    """All the parts and phases of the real thing at 16 x 16; every schedule is moving."""
-    model = ModelConfig(
-        img_resolution=16, z_dim=8, z_m_dim=8, w_dim=8, channel_base=128, channel_max=8, plane_resolution=16,
-        plane_features=4, plane_axes="orthogonal", decoder_hidden=8, motion=MotionConfig(blocks=2),
-        rendering=RenderingConfig(resolution=8, samples_coarse=6, samples_fine=4),
-        superresolution=SuperResolutionConfig(input_resolution=8, channels=(8, 8)),
-        discriminator=DiscriminatorConfig(
-            channel_base=128, channel_max=8, mapping_layers=2, minibatch_group_image=4
-        ),
-    )
-    recipe = Recipe(
-        batch=4, resolution_initial=4, resolution_fade_kvideos=0.03, blur_sigma=1.0, blur_fade_kvideos=0.2,
-        blur_fade_by="global", swap_fade_kvideos=0.05, generator_reg_interval=2, discriminator_reg_interval=3,
-        density_points=50, fake_camera_time="matched", fake_time="grid", flip_fake_cameras=True,
-    )
-    return Variant(name="small", model=model, recipe=recipe)
-
-def recomputing():
-    return replace(small(), recipe=replace(small().recipe, checkpointing=True))
-
-def broken():
-    return replace(small(), recipe=replace(small().recipe, r1_gamma=1e38))
-
-def long():
-    return replace(small(), model=replace(small().model, frames_span=96))
-'''
-
-
-def make_clip(store: FolderStorage, name: str, person: str, frames: int) -> Clip:
-    cv2 = pytest.importorskip("cv2")
-    random = np.random.default_rng(sum(map(ord, name)))
-    path = Path(store.root, "aligned", f"{name}.tar")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for i in range(frames):
-            picture = cv2.resize(random.integers(0, 255, (4, 4, 3), dtype=np.uint8), (16, 16))
-            data = cv2.imencode(".jpg", picture)[1].tobytes()
-            info = tarfile.TarInfo(f"{i:04d}.jpg")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    yaws = random.uniform(-30, 30, frames)
-    return Clip(
-        id=name, source=name, video=name, fps=25.0, frame_times_s=np.arange(frames) / 25, identity=person,
-        face_boxes=np.zeros((frames, 4), np.float32), landmarks=np.zeros((frames, 68, 2), np.float32),
-        crop_size=16, crop_transforms=np.zeros((frames, 2, 3)), aligned=f"aligned/{name}.tar",
-        cameras=np.stack([orbit(yaw).encode() for yaw in yaws]),
-    )  # fmt: skip
+FRAMES = {"three": 3, "four": 4}  # of D_vid
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the shards of three people, and the small variant beside it."""
-    root = tmp_path_factory.mktemp("data")
-    store = FolderStorage(root / "store")
-    clips = [make_clip(store, f"c{i}", person, 48 + i) for i, person in enumerate("aabc")]
-    stage = WriteShards(buckets=2)
-    stage.setup(store)
-    written = []
-    for group in sorted({stage.group(c) for c in clips}):
-        written += list(stage.process_group(group, [c for c in clips if stage.group(c) == group]))
-    stage.finish(store, iter(written))
-    (root / "small_variant.py").write_text(SMALL)
-    return root
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)
 def _variants(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(data)
-
-
-def copy(data: Path, root: Path) -> Path:
-    """Shards, and nothing trained."""
-    return Path(shutil.copytree(data, root, ignore=shutil.ignore_patterns("aligned", "*.py")))
-
-
-def settings(**changes: Any) -> TrainSettings:
-    return TrainSettings(
-        **{"variant": "small_variant:small", "steps": STEPS, "log_every": 2, "seed": 1, **changes}
-    )
-
-
-def place(root: Path) -> StorageSettings:
-    return StorageSettings(root=str(root / "store"), tracking=f"sqlite:///{root}/mlflow.db")
-
-
-def python_path(data: Path) -> str:
-    return os.pathsep.join([str(Path(__file__).parents[2]), str(data)])
-
-
-def run(data: Path, workers: int, *tasks: tuple[Path, TrainSettings]) -> None:
-    """Run `work` for each task, one after the other, on that many gloo processes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    jobs = [{"storage": place(r).model_dump(), "settings": s.model_dump()} for r, s in tasks]
-    base = {
-        **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(workers), "PYTHONPATH": python_path(data),
-    }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, json.dumps(jobs)], env={**base, "RANK": str(r), "LOCAL_RANK": str(r)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for r in range(workers)
-    ]  # fmt: skip
-    outputs = [p.communicate(timeout=500)[0] for p in started]
-    assert all(p.returncode == 0 for p in started), "\n".join(outputs)
-
-
-def folder(root: Path, step: int = STEPS) -> Path:
-    """The only training's checkpoint of that step."""
-    (found,) = Path(root, "store", "train").glob("*/checkpoints")
-    return found / f"{step:08d}"
-
-
-def difference(a: Path, b: Path) -> float:
-    """Largest difference of any number in the last checkpoints: weights, averages, buffers, Adam's moments.
-    Relative where weights are above 1 (those of the mapping network are hundreds)."""
-    from safetensors.numpy import load_file
-
-    names = [sorted(p.name for p in folder(root).glob("*.safetensors")) for root in (a, b)]
-    assert names[0] == names[1]
-    assert len(names[0]) == 7
-    worst = 0.0
-    for name in names[0]:
-        left, right = (load_file(folder(root) / name) for root in (a, b))
-        assert left.keys() == right.keys()
-        worst = max(
-            [
-                worst,
-                *(float((np.abs(x - right[k]) / np.maximum(1, np.abs(x))).max()) for k, x in left.items()),
-            ]
-        )
-    return worst
 
 
 @pytest.fixture(scope="module")
@@ -186,23 +52,34 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "zero-1",
         "zero-2",
         "recomputed",
+        "bfloat16-0",
+        "bfloat16-1",
+        "bfloat16-2",
         "resumed",
         "damaged",
         "half-written",
         "broken",
         "parts",
+        "in-chunks",
+        "three-frames",
+        "four-frames",
         "named",
         "started",
     )
     at = {name: copy(data, base / name) for name in names}
     run(
         data, 1, (at["one"], settings()), (at["parts"], settings(accumulate=2, zero_stage=1)),
+        (at["in-chunks"], settings(accumulate=2, zero_stage=2, recipe={"checkpointing": True},
+                                   model={"rendering.chunk_rays": 13})),
+        *((at[f"{word}-frames"], settings(steps=2, model={"frames_span": 48, "discriminator.frames": n}))
+          for word, n in FRAMES.items()),
         (at["named"], settings(name="mine", steps=3)),
     )  # fmt: skip
     run(
         data, 2, *((at[f"zero-{zero}"], settings(zero_stage=zero)) for zero in (0, 1, 2)),
         (at["recomputed"], settings(variant="small_variant:recomputing", zero_stage=2)),
         (at["resumed"], settings(steps=3, zero_stage=1)),
+        *((at[f"bfloat16-{z}"], settings(steps=3, precision="bfloat16", zero_stage=z)) for z in (0, 1, 2)),
         (at["damaged"], settings(steps=4, checkpoint_every=2)),
         (at["half-written"], settings(steps=4, checkpoint_every=2)),
         (at["broken"], settings(variant="small_variant:broken")),
@@ -225,8 +102,53 @@ def test_two_workers_train_as_one_does(results: Path, zero: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("other", ["zero-0", "zero-1", "zero-2", "parts"])
+def test_what_is_logged_is_of_the_whole_batch(results: Path, other: str) -> None:
+    terms = [f"{d}/{term}" for d in ("D_img", "D_vid") for term in ("fake", "real", "r1", "logit_gap")]
+    norms = [f"{phase}/grad_norm" for phase in ("G", "D_vid", "D_img_reg")]
+    for name in (*terms, *norms, "G/img", "G/vid", "G/density"):
+        whole = dict(history(results / "one", name))
+        assert whole
+        assert dict(history(results / other, name)) == pytest.approx(whole, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_bfloat16_is_the_same_at_every_zero_stage(results: Path) -> None:
+    """Up to its rounding: weights that differ in their last bit round to other numbers now and then."""
+    at = [results / f"bfloat16-{zero}" for zero in (0, 1, 2)]
+    assert difference(at[1], at[2], step=3) < TOLERANCE
+    assert difference(at[0], results / "resumed", step=3) > 100 * TOLERANCE  # it is not float32
+    for name in ("G/img", "G/vid", "D_img/fake", "D_img/real", "D_img/r1"):
+        first = dict(history(at[0], name))
+        assert first
+        assert dict(history(at[1], name)) == pytest.approx(first, rel=2e-2), name
+
+
+@pytest.mark.slow
 def test_accumulated_parts_train_as_the_whole_batch_does(results: Path) -> None:
     assert difference(results / "one", results / "parts") < TOLERANCE
+
+
+@pytest.mark.slow
+def test_rays_in_chunks_recomputed_in_parts_train_as_all_at_once(results: Path) -> None:
+    assert difference(results / "one", results / "in-chunks") < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", FRAMES)
+def test_a_video_discriminator_of_more_frames_learns_from_each_and_the_times_between(
+    results: Path, word: str
+) -> None:
+    from safetensors.numpy import load_file
+
+    moments = load_file(folder(results / f"{word}-frames", 2) / "video_discriminator_adam.safetensors")
+    assert moments["step"] == 3  # two updates, and the first one's R1
+    squares = moments["b16.fromrgb.weight.exp_avg_sq"].max(axis=(0, 2, 3))
+    assert squares.shape == (3 * FRAMES[word] + FRAMES[word] - 1,)
+    assert (squares > 0).all()
+    cameras = moments["mapping.embed.weight.exp_avg_sq"].max(axis=0)
+    assert cameras.shape == (25 * FRAMES[word],)
+    assert (cameras.reshape(-1, 25)[:, [0, 3, 16]] > 0).all()  # turn, place and focal length of each
 
 
 @pytest.mark.slow
@@ -318,7 +240,8 @@ def test_stops_before_a_loss_that_is_not_finite_reaches_the_weights(results: Pat
 @pytest.mark.slow
 def test_an_update_that_was_not_finite_is_done_again_alone(data: Path, results: Path) -> None:
     again = subprocess.run(
-        [sys.executable, __file__, "replay", str(results / "broken")], capture_output=True, text=True,
+        [sys.executable, tiny_training.__file__, "replay", str(results / "broken")],
+        capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(data)},
         check=True,
     )  # fmt: skip
@@ -367,61 +290,6 @@ def test_trains_on_ray_and_a_second_run_does_nothing(
         cluster.stop()
 
 
-def ray_workers() -> list[int]:
-    """Process ids of Ray Train's workers that descend from this process."""
-    table = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return [int(pid) for pid, _, *args in rows if "RayTrainWorker" in "".join(args) and is_ours(int(pid))]
-
-
-@pytest.mark.slow
-def test_a_killed_worker_costs_no_step_and_none_is_logged_twice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow.tracking import MlflowClient
-
-    from infra import cluster
-    from pipelines.train import train
-
-    root = copy(data, tmp_path / "killed")
-    monkeypatch.setenv("PYTHONPATH", python_path(data))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    killed: list[int] = []
-
-    def kill_after_the_first_checkpoint() -> None:
-        while not list(root.glob("store/train/*/checkpoints/*/checkpoint.json")):
-            time.sleep(0.02)
-        killed.append(ray_workers()[-1])
-        os.kill(killed[0], signal.SIGKILL)
-
-    threading.Thread(target=kill_after_the_first_checkpoint, daemon=True).start()
-    try:
-        result = train(workflow(root, steps=40, checkpoint_every=4, sample_every=40, log_every=1))
-    finally:
-        cluster.stop()
-    assert killed
-    assert result["steps"] == 40
-    history = MlflowClient(f"sqlite:///{root}/mlflow.db").get_metric_history(result["run_id"], "G/img")
-    assert [m.step for m in history] == list(range(1, 41))
-
-
-def workflow(root: Path, **changes: Any) -> Any:
-    """What `train` reads of a workflow."""
-    return SimpleNamespace(
-        storage=place(root), train=settings(**changes), store=lambda: FolderStorage(root / "store"),
-        policy=PolicySettings(), takedown=Takedown(), steps=(),
-    )  # fmt: skip
-
-
 def test_other_settings_start_another_run_and_more_steps_continue(data: Path) -> None:
     from pipelines.train import plan
 
@@ -462,20 +330,3 @@ def test_no_shards_is_one_clear_line(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"no shards in .*; run `pv3d run --until WriteShards` first"):
         plan(workflow(tmp_path))
-
-
-if __name__ == "__main__":
-    from infra.engine import end_deepspeed
-    from pipelines.replay import replay
-    from pipelines.train import work
-    from pipelines.train_init import prepare_init
-
-    if sys.argv[1] == "replay":
-        print(replay(workflow(Path(sys.argv[2]), variant="small_variant:broken"))[1])
-        sys.exit()
-    for given in json.loads(sys.argv[1]):
-        storage = StorageSettings(**given["storage"])
-        store, training = FolderStorage(storage.root), TrainSettings(**given["settings"])
-        init = prepare_init(SimpleNamespace(train=training, storage=storage, store=lambda store=store: store))
-        work(Job(storage, training, open_dataset(store).version, init=init))
-    end_deepspeed()
