@@ -1,0 +1,146 @@
+"""The paper's analyses of a trained model: `pv3d analyse order|mixing|long`.
+
+    analyse/<name>/<step>-<key>.json, .html     numbers and plots; `key`: weights, dataset, options, code
+
+What was analysed is not analysed again. Each is also a run in MLflow, below that of the training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.json_values import read_object, read_text
+from infra.storage import FolderStorage, Storage
+from pipelines.page import Section, render
+
+if TYPE_CHECKING:
+    from infra.checkpoints import Checkpoint
+    from pipelines.workflow import Workflow
+
+log = logging.getLogger(__name__)
+
+FOLDER = "analyse"
+OF = "pv3d.analysis"  # tag of a run
+ANALYSES = {
+    "order": "pipelines.analyses.order:order",
+    "mixing": "pipelines.analyses.mixing:mixing",
+    "long": "pipelines.analyses.long_videos:long_videos",
+}
+DEFAULT_COUNT = {"order": 3000, "mixing": 32, "long": 16}
+"""Camera pairs (Fig. 8), pairs of people, people."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is analysed: a checkpoint, with how many samples, drawn from which seed."""
+
+    workflow: Workflow
+    checkpoint: Checkpoint
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Numbers by name (their sentence in `says`), and the sections of the page."""
+
+    title: str
+    numbers: dict[str, float]
+    says: str
+    sections: list[Section]
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Beside the page, by their ending: ".png"."""
+
+
+Analysis = Callable[[Subject], Findings]
+
+
+def analyse(
+    workflow: Workflow, name: str, *, count: int | None, checkpoint: str | None, ray_address: str | None
+) -> tuple[dict[str, Any], str]:
+    """Do one unless it is done. `checkpoint`: a key of the store or a folder; the training's newest unless
+    given. `long` trains the model of 48-frame windows first.
+
+    Raises ValueError when there is no checkpoint, or it lacks what the analysis needs.
+    """
+    from pipelines.checkpoints import EMA, find_checkpoint
+    from pipelines.evaluate import newest_checkpoint
+
+    if name == "long":
+        if checkpoint:
+            raise ValueError("--checkpoint: `long` trains its own; leave it out")
+        from pipelines.analyses.long_videos import trained
+
+        workflow = trained(workflow, ray_address)
+    store = workflow.store()
+    found = find_checkpoint(store, checkpoint) if checkpoint else newest_checkpoint(workflow)
+    subject = Subject(workflow, found, count or DEFAULT_COUNT[name], workflow.evaluate.seed)
+    module, _, function = ANALYSES[name].partition(":")
+    analysis: Analysis = getattr(importlib.import_module(module), function)
+    code = Path(str(importlib.import_module(module).__file__)).read_text(encoding="utf-8")
+    parts = [found.card["files"][EMA]["sha256"], _dataset(store), subject.count, subject.seed, code]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    place = f"{FOLDER}/{name}/{found.step:08d}-{key}"
+    if not store.exists(f"{place}.json"):
+        _write(store, place, found, analysis(subject))
+    result = read_object(store, f"{place}.json")
+    run = _run_of(store, found)
+    if run is not None:
+        _log(workflow, place, result, run)
+    page = store.path(f"{place}.html") if isinstance(store, FolderStorage) else f"{store.root}/{place}.html"
+    text = "\n".join([result["says"], *(f"{k:<28} {v:.4g}" for k, v in result["numbers"].items()), str(page)])
+    return {**result, "page": str(page)}, text
+
+
+def _dataset(store: Storage) -> str:
+    from stages.versions import latest_version
+
+    return latest_version(store) or ""
+
+
+def _run_of(store: Storage, checkpoint: Checkpoint) -> str | None:
+    """The MLflow run of the training that made it, None when it is not of this store."""
+    key = f"{checkpoint.key.partition('/checkpoints')[0]}/mlflow.json"
+    return read_text(store, key, "run_id") if store.exists(key) else None
+
+
+def _write(store: Storage, place: str, checkpoint: Checkpoint, found: Findings) -> None:
+    """The json comes last: it says that all is there."""
+    facts = [("checkpoint", checkpoint.key), ("update", f"{checkpoint.step:,}"), ("says", found.says)]
+    for ending, data in found.files.items():
+        store.write(place + ending, data)
+    store.write(f"{place}.html", render(found.title, facts, found.sections).encode())
+    told = {
+        "checkpoint": checkpoint.key, "step": checkpoint.step, "title": found.title, "says": found.says,
+        "numbers": found.numbers,
+    }  # fmt: skip
+    store.write(f"{place}.json", json.dumps(told, indent=1, allow_nan=False).encode())
+
+
+def _log(workflow: Workflow, place: str, result: dict[str, Any], run: str) -> None:
+    from mlflow import MlflowClient
+
+    from infra.tracking import check_tracking
+    from pipelines.evaluate_log import child_of
+    from pipelines.models import answering
+
+    tracking, store = workflow.storage.tracking, workflow.store()
+    check_tracking(tracking)
+    name = place.partition("/")[2]
+    client = MlflowClient(tracking)
+    with answering(tracking):
+        child = child_of(client, run, OF, name, f"analyse {name.partition('/')[0]}")
+        if client.get_run(child).info.status == "FINISHED":
+            return
+        for key, value in result["numbers"].items():
+            client.log_metric(child, key, value, step=result["step"])
+        client.log_text(child, store.read(f"{place}.html").decode(), "analysis.html")
+        client.log_dict(child, result, "analysis.json")
+        client.set_terminated(child)
