@@ -122,6 +122,7 @@ def figures(store: Storage, settings: EvaluateSettings, subject: Subject) -> dic
     if store.exists(name):
         log.info("evaluation of %s is done", subject.checkpoint)
         return read_result(store, name)
+    _check_files(settings)
     values = measure(store, subject, settings, computes)
     result = {
         "schema": SCHEMA,
@@ -144,6 +145,20 @@ def _check_backends(settings: EvaluateSettings) -> None:
             backends.load(getattr(settings, field), needs=needs[field])
         except ValueError as error:
             raise ValueError(f"evaluate.{field}: {error}") from None
+
+
+def _check_files(settings: EvaluateSettings) -> None:
+    """A named file that is missing or of no use, and a listed one with other bytes, are found before any video
+    is made."""
+    from stages.metrics.networks import check_form, find_network
+    from stages.metrics.statistics import read_statistics
+
+    for name in sorted({name for path in settings.metrics for name in metrics.weights_of(path)}):
+        network = find_network(name, settings.networks, find(name))
+        if network is not None and name in settings.networks:
+            check_form(network.path)
+    if settings.statistics:
+        read_statistics(Path(settings.statistics).expanduser())
 
 
 def training(workflow: Workflow) -> Job:

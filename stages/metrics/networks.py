@@ -106,6 +106,15 @@ def state_dict(path: Path) -> bool:
         return not any("/code/" in name for name in archive.namelist())
 
 
+def check_form(path: Path) -> None:
+    """Raise WeightsError for a file that holds no network."""
+    if state_dict(path):
+        raise WeightsError(
+            f"weights file {path}: is neither TorchScript nor ONNX; export the network that its numbers "
+            "belong to, and name that file"
+        )
+
+
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path, sha256: str) -> Run:
     """The network of a file, in this process. `sha256` must still be the file's."""
@@ -152,11 +161,7 @@ def _onnx(path: Path) -> Run:
 def _torchscript(path: Path) -> Run:
     import torch
 
-    if state_dict(path):
-        raise WeightsError(
-            f"weights file {path}: is neither TorchScript nor ONNX; export the network that its numbers "
-            "belong to, and name that file"
-        )
+    check_form(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]

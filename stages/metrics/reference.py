@@ -45,15 +45,21 @@ def collect(
     """Features [n, D] of every video, added up as they come. With `rows` one is kept of each video, in turn
     of the first, second, ... frame. Raises ValueError for features that are not finite."""
     found = Features([Moments() for _ in range(groups)])
-    for number, features in enumerate(each(samples, function)):
+    answers = each(samples, function)
+    while True:
+        number = found.videos
         try:
+            features = next(answers)
             found.groups[number % groups].add(features)
+        except StopIteration:
+            return found
         except ValueError as error:
+            if type(error) is not ValueError:            # of the network's file, or of the dataset
+                raise
             raise ValueError(f"video {number}: {error}") from None
         if rows:
             found.rows.append(checked(features)[number % len(features)].astype(np.float32))
         found.videos += 1
-    return found
 
 
 def real_statistics(

@@ -187,10 +187,20 @@ def test_a_network_that_no_metric_has_is_refused() -> None:
         EvaluateSettings(networks={"i3dd": "file"})
 
 
-def test_a_named_file_that_is_missing_is_refused_before_anything_is_written(store, settings) -> None:
+def test_files_of_no_use_are_refused_before_anything_is_made(
+    store, settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     away = changed(settings, networks={"i3d": "/none/net.pt"})
     with pytest.raises(ValueError, match=r"evaluate\.networks\.i3d: no file /none/net\.pt"):
         figures(store, away, SUBJECT)
     with pytest.raises(ValueError, match=r"statistics /none/s\.pkl: no such file"):
         figures(store, changed(settings, statistics="/none/s.pkl"), SUBJECT)
+    state = tmp_path / "state.pth"
+    torch.save({}, state)
+    with pytest.raises(ValueError, match=r"state\.pth: is neither TorchScript nor ONNX"):
+        figures(store, changed(settings, networks={"i3d": str(state)}), SUBJECT)
+    monkeypatch.setenv("PV3D_WEIGHTS", str(tmp_path))
+    script(tmp_path, seeded(VideoNetwork), "i3d_torchscript.pt")
+    with pytest.raises(ValueError, match=r"i3d_torchscript\.pt: its sha256 is"):
+        figures(store, changed(settings, networks={}), SUBJECT)
     assert not list(store.list("evaluate"))

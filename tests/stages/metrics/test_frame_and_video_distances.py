@@ -138,7 +138,7 @@ def test_statistics_of_another_network_are_refused(i3d, tmp_path: Path, shared_d
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (videos(1, frames=15)[0], r"\[15, 32, 32, 3\], not of 16 frames"),
+        (videos(1, frames=15)[0], r"video 1[24]: a video is \[15, 32, 32, 3\], not of 16 frames"),
         (videos(1, side=64)[0], "64x64 px, the others of 32x32"),
         (np.full((16, 32, 32, 3), np.nan, np.float32), "NaN in its frames"),
         (np.zeros((16, 32, 32, 3), np.float32), "float32 frames; give uint8"),
