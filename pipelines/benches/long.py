@@ -4,7 +4,7 @@ Windows of 16 and 48 frames with two frames for D_vid, then windows of 48 with 2
 processes of its own (`pipelines.benches.updates`) that take turns; of the times the best of the rounds
 counts, of the memory the most.
 
-`span_16/peak_gb`, `span_16/update_s`, and so for `span_48` and `frames_<n>`
+`span_16/tensors_gb`, `span_16/update_s`, and so for `span_48` and `frames_<n>`
 `span_48_over_16/seconds`, `span_48_over_16/memory`
 `frames_<n>_over_2/seconds`, `frames_<n>_over_2/memory`
 """
@@ -51,9 +51,9 @@ def run(
             found = measure(row, updates)
             if found is None:
                 raise ValueError(f"bench long: --batch {batch}: {name} does not fit into memory; lower it")
-            seconds, peak = f"{name}/update_s", f"{name}/peak_gb"
+            seconds, peak = f"{name}/update_s", f"{name}/tensors_gb"
             figures[seconds] = min(found["update_s"], figures.get(seconds, float("inf")))
-            figures[peak] = max(found["peak_gb"], figures.get(peak, 0.0))
+            figures[peak] = max(found["tensors_gb"], figures.get(peak, 0.0))
             progress(f"round {number + 1}: {name}: {figures[peak]:.2f} GB, {figures[seconds]:.3g} s")
     return {"figures": figures | _ratios(figures)}
 
@@ -66,5 +66,5 @@ def _ratios(figures: dict[str, float]) -> dict[str, float]:
     return {
         f"{name}/{what}": figures[f"{a}/{figure}"] / figures[f"{b}/{figure}"]
         for name, (a, b) in pairs.items()
-        for what, figure in (("seconds", "update_s"), ("memory", "peak_gb"))
+        for what, figure in (("seconds", "update_s"), ("memory", "tensors_gb"))
     }

@@ -1,13 +1,13 @@
 """`pv3d bench memory`: memory and seconds of an update by variant, batch, precision, ZeRO stage and savings.
 
-Each row runs in processes of its own (`pipelines.benches.updates`); memory is the high-water mark of the
-process on a CPU, which holds the program too, and of PyTorch's allocator on CUDA. A row that does not fit
-says so. The table is Markdown, and with --out FILE in a file as well.
+Each row runs in processes of its own (`pipelines.benches.updates`). A row that does not fit says so. The
+table is Markdown, and with --out FILE in a file as well. Of several workers the one that takes most counts.
 
-`<row>/peak_gb`, `<row>/start_gb` (networks, averages and engines, before the first update),
-`<row>/update_s`, `<row>/<phase>_s`, `<row>/<phase>_gb`, on CUDA `<row>/reserved_gb`
-`<row>/peak_memory_ratio`, `<row>/<phase>_memory_ratio`    to the row of the same variant and batch in float32
-                             with no saving
+`<row>/tensors_gb`, `<row>/<phase>_gb`    the most that tensors hold at once; `<row>/start_gb` at the start
+`<row>/peak_gb`              the process with its program; on CUDA what PyTorch's allocator takes
+`<row>/update_s`, `<row>/<phase>_s`
+`<row>/tensors_memory_ratio`, `<row>/<phase>_memory_ratio`    to the row of the same variant and batch in
+                             float32 with no saving
 `<variant>/<precision>/largest_batch`    on CUDA, or with --largest 1: what still fits, by trying
 """
 
@@ -124,15 +124,15 @@ def largest_that(fits: Callable[[int], bool], most: int) -> int:
 
 def markdown(table: Table) -> str:
     """The rows for docs/training.md."""
-    head = ["variant", "batch", "precision", "ZeRO, workers", "saved by", "GB per worker", "s per update",
-            *(f"{name}: GB, s" for name in PHASES)]  # fmt: skip
+    head = ["variant", "batch", "precision", "ZeRO, workers", "saved by", "GB of tensors", "GB in all",
+            "s per update", *(f"{name}: GB, s" for name in PHASES)]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for row, found in table:
         cells = [row.variant, str(row.batch), row.precision, f"{row.zero}, {row.workers}", row.extras or "-"]
         if found is None:
-            cells += ["does not fit"] + ["-"] * (1 + len(PHASES))
+            cells += ["does not fit"] + ["-"] * (2 + len(PHASES))
         else:
-            cells += [f"{found['peak_gb']:.2f}", f"{found['update_s']:.3g}"]
+            cells += [f"{found['tensors_gb']:.2f}", f"{found['peak_gb']:.2f}", f"{found['update_s']:.3g}"]
             cells += [f"{found[f'{name}_gb']:.2f}, {found[f'{name}_s']:.3g}" for name in PHASES]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -142,14 +142,15 @@ def _figures(table: Table) -> dict[str, float]:
     figures = {f"{row.key}/{name}": v for row, found in table if found for name, v in found.items()}
     for row, found in table:
         plain = Setting(row.variant, row.batch).key
-        for name in ("peak", *PHASES) if found and row.workers == 1 and f"{plain}/peak_gb" in figures else ():
+        compared = found and row.workers == 1 and f"{plain}/peak_gb" in figures
+        for name in ("tensors", *PHASES) if compared else ():
             over = figures[f"{row.key}/{name}_gb"] / figures[f"{plain}/{name}_gb"]
             figures[f"{row.key}/{name}_memory_ratio"] = over
     return figures
 
 
 def _told(found: Measured) -> str:
-    return "does not fit" if found is None else f"{found['peak_gb']:.2f} GB, {found['update_s']:.3g} s"
+    return "does not fit" if found is None else f"{found['tensors_gb']:.2f} GB, {found['update_s']:.3g} s"
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,13 +7,11 @@ with them. Every update has all four phases; `update_s` counts the lazy ones by 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
+import itertools
 import json
 import math
 import os
-import platform
 import resource
 import socket
 import subprocess
@@ -90,12 +88,11 @@ def check_device(bench: str, device: str) -> None:
 
 
 def measure(setting: Setting, updates: int = 1) -> dict[str, float] | None:
-    """`peak_gb` of the worker that holds most, `start_gb` (before the first update), `update_s`, and for each
-    phase `<phase>_s` and `<phase>_gb`; on CUDA `reserved_gb`. Seconds are the best of so many updates, after
-    one that does not count; with 0 that one counts. None when the memory does not suffice.
-
-    A phase's memory is that of the first update, before which what is free is given back to the system; the
-    peak is of all updates, with what the allocator has split by then."""
+    """What the worker takes that takes most, in GB: `tensors_gb` and, of each phase, `<phase>_gb`, the most
+    that tensors held at once; `start_gb`, before the first update; `peak_gb`, the process (on CUDA: PyTorch's
+    allocator), with the program and what the allocator could not use again. Seconds: `update_s` and
+    `<phase>_s`, the best of so many updates, after one that does not count; with 0 that one counts, which
+    memory is measured in. None when the memory does not suffice."""
     assert setting.made, "checked before a process is started"
     with socket.socket() as free, tempfile.TemporaryDirectory(prefix="pv3d-bench-updates-") as folder:
         free.bind(("127.0.0.1", 0))
@@ -176,30 +173,60 @@ def _measured(setting: Setting, updates: int) -> dict[str, float]:
         moments = {name: torch.zeros_like(p) for name, p in _moments(engine.network)}
         engine.load_moments({**moments, "step": torch.ones(1)})
     phases = _phases(setting, nets, rank)
-    peaks = _Peaks(gpu)
-    start = peaks.held()
     seconds: dict[str, list[float]] = {name: [] for name in phases}
+    held = {"start_gb": _held_gb(gpu)}
     for number in range(updates + 1):
         for name, phase in phases.items():
-            if number == 0:
-                peaks.begin()
             before = time.perf_counter()
-            phase()
+            if number == 0:
+                held[f"{name}_gb"] = _most_held_gb(phase, gpu)
+            else:
+                phase()
             if gpu:
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - before)
-            if number == 0:
-                peaks.end(name)
     recipe = setting.made.recipe
     every = {"G-reg": recipe.generator_reg_interval, "D-reg": recipe.discriminator_reg_interval}
     best = {name: min(taken[1:] or taken) for name, taken in seconds.items()}
-    found = {f"{name}_s": best[name] for name in PHASES}
+    found = {f"{name}_s": best[name] for name in PHASES} | held
     found["update_s"] = math.fsum(best[name] / every.get(name, 1) for name in phases)
-    found |= {f"{name}_gb": peaks.phases[name] for name in PHASES}
-    found |= {"start_gb": start, "peak_gb": max(peaks.peak(), *peaks.phases.values())}
-    if gpu:
-        found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
+    found["tensors_gb"] = max(held.values())
+    found["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9 if gpu else peak_gb()
     return found
+
+
+def _held_gb(gpu: bool) -> float:
+    """What tensors hold now."""
+    import torch
+
+    if gpu:
+        return torch.cuda.memory_allocated() / 1e9
+    gc.collect()
+    held = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+    return float(sum(held.values())) / 1e9
+
+
+def _most_held_gb(phase: Callable[[], object], gpu: bool) -> float:
+    """The most that tensors hold at once in a phase."""
+    import torch
+    from torch.autograd.profiler import profile
+
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        phase()
+        return torch.cuda.max_memory_allocated() / 1e9
+    before = _held_gb(gpu)
+    with profile(profile_memory=True) as recorded:
+        phase()
+    assert recorded.kineto_results is not None
+    taken = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    taken.sort(key=lambda event: event.start_ns())
+    changes: list[int] = [event.nbytes() for event in taken]
+    return before + max(itertools.accumulate(changes, initial=0)) / 1e9
 
 
 def _moments(network: Any) -> Iterator[tuple[str, Any]]:
@@ -208,38 +235,6 @@ def _moments(network: Any) -> Iterator[tuple[str, Any]]:
     for name, parameter in network.named_parameters():
         for moment in MOMENTS:
             yield f"{name}.{moment}", parameter
-
-
-class _Peaks:
-    """The most memory held since `begin`: of PyTorch's allocator on CUDA, else of the process, in GB."""
-
-    def __init__(self, gpu: bool) -> None:
-        self.gpu = gpu
-        self.phases: dict[str, float] = {}
-
-    def held(self) -> float:
-        self.begin()
-        return self.peak()
-
-    def begin(self) -> None:
-        import torch
-
-        if self.gpu:
-            torch.cuda.reset_peak_memory_stats()
-            return
-        gc.collect()
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):  # elsewhere than on Linux peaks only grow
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
-
-    def end(self, phase: str) -> None:
-        self.phases[phase] = self.peak()
-
-    def peak(self) -> float:
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 1e9 if self.gpu else peak_gb()
 
 
 def _phases(setting: Setting, nets: Any, rank: int) -> dict[str, Callable[[], object]]:
