@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.json_values import parsed
-from infra.storage import Storage
+from infra.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,11 @@ def save(
     store: Storage, prefix: str, step: int, files: Mapping[str, Mapping[str, Tensor]],
     card: Mapping[str, Any], *, keep: int,
 ) -> Checkpoint:  # fmt: skip
-    """Write a checkpoint below `prefix`, then remove all but the newest `keep` (and what is half-written)."""
+    """Write a checkpoint below `prefix`, then remove all but the newest `keep` (and what is half-written).
+
+    Raises StorageError when a disk is full, of the store or of temporary files: what was before stays.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     key, entries = f"{prefix}/{step:08d}", {}
@@ -104,7 +108,14 @@ def save(
         with tempfile.TemporaryDirectory(prefix="pv3d-checkpoint-") as folder:
             path = Path(folder, "tensors")
             # Copies: under ZeRO the weights are views of one buffer, which safetensors refuses.
-            save_file({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}, path)
+            copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+            try:
+                save_file(copies, path)
+            except SafetensorError as error:
+                raise StorageError(
+                    f"cannot write {name} of {key} to {folder} ({error}); make room there, or set TMPDIR to "
+                    "another folder"
+                ) from None
             entries[name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
             store.upload(f"{key}/{name}.safetensors", path)
     full = {**card, "schema": SCHEMA, "step": step, "files": entries}

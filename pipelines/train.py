@@ -10,6 +10,7 @@ that shapes the trajectory: other settings start another run, more steps continu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import checkpoints
 from infra.json_values import read_object, read_text
-from infra.storage import StorageError
+from infra.storage import StorageError, fault_of_place
 from pipelines.checkpoints import LATEST, run_id
 from pipelines.policy import Policy
 from pipelines.progress import Progress
@@ -247,11 +248,23 @@ def _work(config: dict[str, Any]) -> None:
     if job.store.exists(job.stopped):
         return
     try:
+        job.store.check_writable()  # no updates that could not be kept
         work(job)
     except (ValueError, StorageError) as error:
-        stop = {"reason": str(error), "traceback": traceback.format_exc()}
-        job.store.write(job.stopped, json.dumps(stop).encode())
+        _stop(job, str(error))
         raise
+    except OSError as error:
+        if not (fault := fault_of_place(error)):
+            raise
+        _stop(job, fault)
+        raise StorageError(fault) from error
+
+
+def _stop(job: Job, reason: str) -> None:
+    """Leave word that going on makes no sense; on a disk that is full there may be no room for it."""
+    stop = {"reason": reason, "traceback": traceback.format_exc()}
+    with contextlib.suppress(StorageError):
+        job.store.write(job.stopped, json.dumps(stop).encode())
 
 
 def _done(job: Job) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from disks import PAGE, small_disk
 
 from infra import checkpoints
-from infra.storage import FolderStorage
+from infra.storage import FolderStorage, StorageError
 
 CARD = {"variant": {"name": "x"}}
 
@@ -90,3 +92,33 @@ def test_writing_a_step_again_replaces_it(store: FolderStorage) -> None:
 def test_a_folder_without_a_card_is_named_as_no_checkpoint(store: FolderStorage) -> None:
     with pytest.raises(ValueError, match=r"run/00000009 in .* is no checkpoint: it has no checkpoint.json"):
         checkpoints.open_checkpoint(store, "run/00000009")
+
+
+@pytest.mark.parametrize("full", ["store", "temporary files"])
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
+    tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = {name: {"a": torch.zeros(5 * PAGE // 4)} for name in ("g", "d")}
+    with small_disk(tmp_path / "disk") as disk:
+        store = FolderStorage(tmp_path / "elsewhere" if full == "temporary files" else disk.path / "store")
+        checkpoints.save(store, "run", 1, big, CARD, keep=1)
+        if full == "temporary files":
+            (disk.path / "tmp").mkdir()
+            monkeypatch.setattr(tempfile, "tempdir", str(disk.path / "tmp"))
+        refused = []
+        for pages in range(30):
+            disk.leave(pages)
+            try:
+                checkpoints.save(store, "run", 2, big, CARD, keep=1)
+            except StorageError as error:
+                refused.append(str(error))
+            before = checkpoints.latest(store, "run")
+            assert before is not None
+            assert list(store.unfinished()) == []
+            if before.step == 2:
+                break
+            assert before.step == 1
+        assert before.step == 2  # there was room for it in the end
+        assert refused
+        assert not [line for line in refused if "\n" in line or "No space left on device" not in line]
+        assert not list(Path(disk.path, "tmp").glob("*"))
