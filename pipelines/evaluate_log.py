@@ -8,6 +8,7 @@ training's.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,7 @@ def log_result(store: Storage, name: str, result: dict[str, Any], tracking: str,
     from pipelines.models import answering
 
     client, artifact = MlflowClient(tracking), name.rpartition("/")[2]
-    given = {key: value["value"] for key, value in result["metrics"].items() if value["value"] is not None}
+    given = {plain(k): value["value"] for k, value in result["metrics"].items() if value["value"] is not None}
     with answering(tracking):
         if any(file.path.endswith(artifact) for file in client.list_artifacts(run, FOLDER)):
             return
@@ -152,6 +153,11 @@ def log_result(store: Storage, name: str, result: dict[str, Any], tracking: str,
         for key, value in given.items():
             client.log_metric(run, f"eval/{key}", value, step=result["step"])
         client.log_dict(run, result, f"{FOLDER}/{artifact}")
+
+
+def plain(name: str) -> str:
+    """The name of a figure as MLflow takes it: some bear the name of a file."""
+    return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)
 
 
 def log_failure(tracking: str, run: str, step: int, error: str) -> None:

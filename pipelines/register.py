@@ -83,6 +83,7 @@ def describe(
     """The tags of a version: `step`, `data` (dataset version), `config` (hash), `ema` (sha256 of the weights'
     file), `git` (commit, of a checkout), `licences` of the training clips, and `eval/...`, the figures."""
     from pipelines.checkpoints import EMA
+    from pipelines.evaluate_log import plain
     from pipelines.model_card import dataset_of
 
     dataset = dataset_of(workflow, checkpoint)
@@ -96,7 +97,7 @@ def describe(
         "ema": checkpoint.card["files"][EMA]["sha256"],
         "licences": "; ".join(licences)[:TAG_LENGTH],
         **({"git": commit} if commit else {}),
-        **{f"eval/{name}": _said(value) for name, value in measured.items()},
+        **{f"eval/{plain(name)}": _said(value) for name, value in measured.items()},
     }
 
 
