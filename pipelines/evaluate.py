@@ -148,8 +148,8 @@ def _check_backends(settings: EvaluateSettings) -> None:
 
 
 def _check_files(settings: EvaluateSettings) -> None:
-    """A named file that is missing or of no use, and a listed one with other bytes, are found before any video
-    is made."""
+    """A named file that is missing or of no use, and a listed one with other bytes, are found before the
+    first video is made."""
     from stages.metrics.networks import check_form, find_network
     from stages.metrics.statistics import read_statistics
 
