@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import ipaddress
 import logging
 import signal
@@ -10,7 +12,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from infra import interrupts
@@ -19,8 +21,19 @@ from pipelines.publish import MARKED, Marking, ready
 if TYPE_CHECKING:
     from pipelines.api import Model
     from pipelines.view_page import Page
+    from pipelines.view_renderer import Renderer
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server while it runs."""
+
+    url: str
+    renderer: Renderer
+    pages: dict[int, Page] = field(default_factory=dict)
+    """Those that are open, by client"""
 
 
 def view(
@@ -40,31 +53,33 @@ def view(
     port = free_port(host, port)
     ready(marking)
     model = Model.load(name, tracking)
-    with served(model, host, port, marking) as url:
+    with served(model, host, port, marking) as server:
         if not loopback(host):
             log.warning("listening at %s: anybody who reaches this machine can look and load files", host)
-        tell(f"{model.name or 'the model'} at {url} (Ctrl-C ends it)")
-        if browser:
-            webbrowser.open(url)
         try:
+            tell(f"{model.name or 'the model'} at {server.url} (Ctrl-C ends it)")
+            if browser:
+                webbrowser.open(server.url)
             threading.Event().wait()
         except KeyboardInterrupt:
             if interrupts.last() != signal.SIGINT:
                 raise
-    return {"url": url, "model": model.name}, "closed"
+    return {"url": server.url, "model": model.name}, "closed"
 
 
-@contextmanager
-def served(model: Model, host: str, port: int, marking: Marking = MARKED) -> Iterator[str]:
-    """The address of a page of the model while the context lasts."""
+@contextlib.contextmanager
+def served(model: Model, host: str, port: int, marking: Marking = MARKED) -> Iterator[Served]:
+    """A page of the model at an address while the context lasts."""
     import viser
 
     from pipelines.view_page import Page
     from pipelines.view_renderer import Renderer
 
-    renderer = Renderer(model)
-    pages: dict[int, Page] = {}
-    server = viser.ViserServer(host=host, port=port, label="pv3d", verbose=False)
+    found = Served(f"http://{f'[{host}]' if ':' in host else host}:{port}", Renderer(model))
+    pages = found.pages
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()):      # it draws a box, and knows no other way to be told
+        server = viser.ViserServer(host=host, port=port, label="pv3d", verbose=False)
     try:
         if server.get_port() != port:        # somebody was quicker, and viser took the next one
             raise ValueError(f"--port {port}: is in use; give another")
@@ -77,7 +92,7 @@ def served(model: Model, host: str, port: int, marking: Marking = MARKED) -> Ite
 
         @server.on_client_connect
         def _(client: viser.ClientHandle) -> None:
-            pages[client.client_id] = Page(client, renderer, marking)
+            pages[client.client_id] = Page(client, found.renderer, marking)
 
         @server.on_client_disconnect
         def _(client: viser.ClientHandle) -> None:
@@ -85,11 +100,12 @@ def served(model: Model, host: str, port: int, marking: Marking = MARKED) -> Ite
             if page is not None:
                 page.close()
 
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield found
     finally:
         for page in list(pages.values()):
             page.close()
-        server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
 
 
 def free_port(host: str, port: int) -> int:

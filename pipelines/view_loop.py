@@ -58,8 +58,11 @@ class Loop:
     def start(self) -> None:
         self._thread.start()
 
-    def changed(self, *, moving: bool = False) -> None:
-        """Something is wanted that was not before; `moving`: more of it is about to come."""
+    def changed(self, *, moving: bool = False, again: bool = False) -> None:
+        """Something is wanted that was not before; `moving`: more of it is about to come; `again`: even what
+        has been shown."""
+        if again:
+            self._shown = None
         if moving:
             self._moved_at = time.monotonic()
         self._changed.set()
@@ -107,7 +110,7 @@ class Loop:
         """Until something other than the frame changes."""
         self.state = "playing"
         ahead: deque[tuple[Shot, Picture]] = deque()
-        frame, due = begun.shot.frame, time.monotonic()
+        frame, step, due = begun.shot.frame, 1, time.monotonic()
         while not self._closed.is_set():
             wanted = self.wanted()
             if not wanted.playing or replace(wanted.shot, frame=0) != replace(begun.shot, frame=0):
@@ -119,7 +122,9 @@ class Loop:
                 self._played(shot.frame)
                 due = max(due + 1 / wanted.fps, now)
             elif len(ahead) < AHEAD:
-                frame = (frame + 1) % self.renderer.frames(wanted.shot.portrait)
+                last = self.renderer.frames(wanted.shot.portrait) - 1
+                step = 1 if frame <= 0 else -1 if frame >= last else step        # back and forth
+                frame = min(max(frame + step, 0), last)
                 full = replace(wanted.shot, frame=frame, level=FULL)
                 fits = self.renderer.ready(full) or self.quick(1 / wanted.fps) == FULL
                 shot = full if fits else replace(full, level=self.quick(1 / wanted.fps))

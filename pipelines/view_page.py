@@ -50,7 +50,8 @@ class Page:
             self._motion_controls()
             self._mix_controls()
             self._file_controls()
-        client.camera.on_update(lambda _: self.loop.changed(moving=True))
+        self._aspect = 0.0
+        client.camera.on_update(lambda _: self._camera_moved())
         self.loop.start()
 
     def close(self) -> None:
@@ -86,6 +87,12 @@ class Page:
             letterboxed(picture, aspect), format="jpeg", jpeg_quality=quality
         )
 
+    def _camera_moved(self) -> None:
+        """Also when the page has another shape: then the same picture is sent anew."""
+        aspect = self.client.camera.aspect
+        self.loop.changed(moving=True, again=aspect != self._aspect)
+        self._aspect = aspect
+
     def _played(self, frame: int) -> None:
         _put(self.frame, frame)
 
@@ -112,7 +119,7 @@ class Page:
         gui = self.client.gui
         last = int(self.renderer.config.frames_span) - 1
         self.frame = gui.add_slider("frame", 0, last, 1, 0)
-        self.play = gui.add_checkbox("play", False)
+        self.play = gui.add_checkbox("play", False, hint="Back and forth")
         self.frame.on_update(self._frame_dragged)
         self.play.on_update(lambda _: self.loop.changed())
 
@@ -262,11 +269,12 @@ def _put(control: Any, value: Any) -> None:
 
 
 def letterboxed(picture: Picture, aspect: float, side: int = SHOWN_PX) -> Picture:
-    """[H, W, 3] of width / height `aspect`, the square picture in its middle, `side` px large."""
+    """[H, W, 3] of width / height `aspect`, the square picture as large as fits, `side` px: in the middle, or
+    at the top of a phone, whose controls are below."""
     aspect = aspect if math.isfinite(aspect) and aspect > 0 else 1.0
     width, height = (round(side * max(aspect, 1.0)), round(side / min(aspect, 1.0)))
     canvas = np.full((height, width, 3), BACKDROP, np.uint8)
-    top, left = (height - side) // 2, (width - side) // 2
+    top, left = 0, (width - side) // 2
     canvas[top : top + side, left : left + side] = cv2.resize(
         picture, (side, side), interpolation=cv2.INTER_CUBIC
     )

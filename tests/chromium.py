@@ -17,9 +17,9 @@ def path():
 
 
 @contextlib.contextmanager
-def browser(folder: Path):
+def browser(folder: Path, *options: str):
     """A browser whose profile is in a folder."""
-    opened = Browser(folder)
+    opened = Browser(folder, options)
     try:
         yield opened
     finally:
@@ -29,7 +29,7 @@ def browser(folder: Path):
 class Browser:
     """One page of a browser."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options=()) -> None:
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
 
@@ -42,7 +42,7 @@ class Browser:
         self._process = subprocess.Popen(
             [path(), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
              "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
-             f"--user-data-dir={folder}", "--remote-debugging-pipe", "about:blank"],
+             f"--user-data-dir={folder}", "--remote-debugging-pipe", *options, "about:blank"],
             preexec_fn=fds, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(to_read)
@@ -84,6 +84,52 @@ class Browser:
         box = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         made = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=box)
         Path(file).write_bytes(base64.b64decode(made["data"]))
+
+    def wait(self, expression, seconds=20):
+        """Until a JavaScript expression is true; its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.ask(expression)):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def drag(self, start, end, steps=8, seconds=0.4):
+        """Press at (x, y), move in steps, release."""
+        self._mouse("mousePressed", start, buttons=1)
+        for step in range(1, steps + 1):
+            place = [a + (b - a) * step / steps for a, b in zip(start, end, strict=True)]
+            self._mouse("mouseMoved", place, buttons=1)
+            time.sleep(seconds / steps)
+        self._mouse("mouseReleased", end)
+
+    def click(self, place):
+        self._mouse("mouseMoved", place)
+        self._mouse("mousePressed", place, buttons=1)
+        self._mouse("mouseReleased", place)
+
+    def wheel(self, place, delta):
+        x, y = place
+        self._call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=delta)
+
+    def type(self, text):
+        """Into what has the focus, in place of what is selected."""
+        self._call("Input.insertText", text=text)
+
+    def save_to(self, folder):
+        """Where downloads go."""
+        self._call("Browser.setDownloadBehavior", session=False, behavior="allow", downloadPath=str(folder))
+
+    def give(self, selector, *files):
+        """Choose files in an input of the page."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+
+    def _mouse(self, type, place, buttons=0):
+        self._call(
+            "Input.dispatchMouseEvent", type=type, x=place[0], y=place[1], buttons=buttons, clickCount=1,
+            button="none" if type == "mouseMoved" and not buttons else "left",
+        )  # fmt: skip
 
     def pdf(self, file):
         made = self._call("Page.printToPDF", printBackground=True)
