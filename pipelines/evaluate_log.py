@@ -64,8 +64,9 @@ def _page(store: Storage, name: str, result: dict[str, Any]) -> str:
     columns = ("figure", "value", "95 % interval", "unit", "better", "videos", "note")
     sections = [
         Section(title="Figures", columns=columns, rows=rows(result)),
-        Section(title="Over the training", text=_courses_text(result), figures=courses(store, name, result)),
     ]
+    if figures := courses(store, name, result):
+        sections.append(Section(title="Over the training", text=_courses_text(result), figures=figures))
     if store.exists(video):
         sections.append(_samples(store, video))
     return render(f"evaluation of update {result['step']:,}", facts, sections)
