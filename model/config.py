@@ -57,6 +57,9 @@ class RenderingConfig:
     """Side of the cube that the planes cover, in world units."""
     disparity_sampling: bool = False
     white_background: bool = False
+    density_ball: float = 0.0
+    """Radius of the ball about the origin that the density starts from, world units; 0 as published: none. A
+    face is near a ball of 0.26, so that short trainings turn heads and not pictures."""
     density_scale: float = 1.0
     """Density per world unit of the decoder's density 1. 1 as published: an untrained volume is a fog that
     lets three quarters of the light through, and surfaces take long to form. With 20 it is opaque from the
@@ -207,6 +210,7 @@ class ModelConfig:
                 r.ray_end,
                 f"greater than ray_start {r.ray_start} > 0",
             )
+        require(r.density_ball >= 0, "rendering.density_ball", r.density_ball, "0 or more")
         require(r.density_scale > 0, "rendering.density_scale", r.density_scale, "greater than 0")
         require(r.box_warp > 0, "rendering.box_warp", r.box_warp, "a positive side length in world units")
         require(

@@ -197,7 +197,7 @@ class Generator(nn.Module):
         planes = plane_layout(planes)  # once for all passes
         march: Any = partial(rendering.march, axes=self.plane_axes, box_warp=r.box_warp, decoder=self.decoder,
                              white_background=r.white_background, density_scale=r.density_scale,
-                             points=return_xyz)  # fmt: skip
+                             density_ball=r.density_ball, points=return_xyz)  # fmt: skip
         if r.chunk_rays is not None:
             march = partial(rendering.march_in_chunks, march, r.chunk_rays)
         seen = rendering.Seen(*march(planes, origins, directions, depths, u))
@@ -218,9 +218,11 @@ class Generator(nn.Module):
         return colour.unflatten(0, (b, t)), density.unflatten(0, (b, t))
 
     def density(self, planes: Tensor, points: Tensor) -> Tensor:
-        """planes [B, T, P, C, H, W], points [B, T, M, 3] -> raw density [B, T, M, 1] (before softplus;
-        meshes: 10)."""
-        return self.sample(planes, points)[1]
+        """planes [B, T, P, C, H, W], points [B, T, M, 3] -> raw density [B, T, M, 1] of the volume (before
+        softplus; meshes: 10)."""
+        r = self.config.rendering
+        raw = self.sample(planes, points)[1]
+        return rendering.published_density(raw, points, scale=r.density_scale, radius=r.density_ball)
 
     def _ray_draws(
         self, frames: int, count: int, like: Tensor, random: ops.Random, deterministic: bool,

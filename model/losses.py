@@ -211,7 +211,7 @@ def density_regularization(
     ws = generator.map(inputs.z, inputs.mapping(generator))
     motion = inputs.z_m if generator.config.motion.code == "z_m" else inputs.z
     planes = generator.planes(ws, motion, inputs.times, noise_mode=inputs.noise_mode, generator=inputs.random)
-    density = generator.density(planes, torch.cat([points, perturbed], dim=2))
+    density = generator.sample(planes, torch.cat([points, perturbed], dim=2))[1]
     here, beside = density.chunk(2, dim=2)
     return {"G/density": recipe.lambda_reg * recipe.generator_reg_interval * F.l1_loss(here, beside)}
 

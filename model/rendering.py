@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from model.triplane import Decoder, sample_planes
 
+BALL_SLOPE, BALL_FLOOR = 20.0, -1.0
+"""Of `ball`, raw density: per world unit, and far outside."""
+
 
 def rays(cameras: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
     """cameras [N, 25] -> origins [N, 3] and unit directions [N, Q, 3] through the pixel centres, row by
@@ -173,6 +176,24 @@ def expected_points(weights: Tensor, depths: Tensor, origins: Tensor, directions
     return origins[:, None] + expected_depth * directions
 
 
+def ball(points: Tensor, radius: float) -> Tensor:
+    """[..., 3] -> [..., 1] raw density that the decoder's is added to: dense inside of a ball about
+    the origin, a fog outside."""
+    above: Tensor = BALL_SLOPE * (radius - points.norm(dim=-1, keepdim=True))
+    return above.clamp(min=BALL_FLOOR)
+
+
+def published_density(density: Tensor, points: Tensor, *, scale: float, radius: float) -> Tensor:
+    """The decoder's raw density [..., 1] at points [..., 3], with the ball and in the unit in which
+    softplus(x - 1) is the density per world unit."""
+    if radius:
+        density = density + ball(points, radius)
+    if scale == 1:
+        return density
+    sigma: Tensor = scale * F.softplus(density - 1)
+    return 1 + sigma + torch.log(-torch.expm1(-sigma))
+
+
 def shade(
     planes: Tensor,
     origins: Tensor,
@@ -182,11 +203,14 @@ def shade(
     axes: Tensor,
     box_warp: float,
     decoder: Decoder,
+    density_ball: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Colours [N, Q, S, C] and raw densities [N, Q, S] at the samples of depth [N, Q, S]."""
     n, q, s = depths.shape
     points = (origins[:, None, None] + depths[..., None] * directions[:, :, None]).view(n, q * s, 3)
     colour, density = decoder(sample_planes(planes, points, axes, box_warp))
+    if density_ball:
+        density = density + ball(points, density_ball)
     return colour.view(n, q, s, -1), density.view(n, q, s)
 
 
@@ -216,13 +240,16 @@ March = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, 
 def march(
     planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, u: Tensor | None, *,
     axes: Tensor, box_warp: float, decoder: Decoder, white_background: bool, density_scale: float = 1.0,
-    points: bool = False,
+    density_ball: float = 0.0, points: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The fields of `Seen`: coarse samples at `depths` [N, Q, S], fine ones by `u` [N, Q, F] (None: none),
     and their composite. Each ray by itself."""
 
     def samples(at: Tensor) -> tuple[Tensor, Tensor]:
-        return shade(planes, origins, directions, at, axes=axes, box_warp=box_warp, decoder=decoder)
+        return shade(
+            planes, origins, directions, at, axes=axes, box_warp=box_warp, decoder=decoder,
+            density_ball=density_ball,
+        )  # fmt: skip
 
     colour, density = samples(depths)
     colours = [colour]

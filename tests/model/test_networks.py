@@ -73,6 +73,7 @@ SWITCHES = {
     "limits from the box": {"rendering.ray_start": None, "rendering.ray_end": None},
     "disparity": {"rendering.disparity_sampling": True},
     "white background": {"rendering.white_background": True},
+    "a ball at the start": {"rendering.density_ball": 0.28, "rendering.density_scale": 20.0},
     "dense from the start": {"rendering.density_scale": 20.0},
     "larger box": {"rendering.box_warp": 1.5},
     "super-resolution x 2": {"superresolution.input_resolution": 16},
@@ -309,6 +310,29 @@ def test_a_wrong_input_is_named(bad):
         z, message = z[:, :3], "z has shape \\[2, 3\\]"
     with pytest.raises(ValueError, match=message):
         net(z, z_m, times, c, **extra)
+
+
+def test_an_untrained_ball_is_seen_as_one_and_given_to_meshes():
+    """Turned by 30 degrees it is the same ball, and the density of a mesh is what the rays meet."""
+    config = small(**{
+        "rendering.density_ball": 0.28, "rendering.density_scale": 20.0, "rendering.resolution": 15,
+        "rendering.samples_coarse": 24, "rendering.samples_fine": 24,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    generator = Generator(config).eval()
+    with torch.no_grad():
+        generator.decoder.net[2].weight[0] = 0           # the ball alone
+        views = [camera.orbit(yaw, target=(0, 0, 0)).encode() for yaw in (0, 30)]
+        c = torch.from_numpy(np.stack(views))[None]
+        z, z_m, _, _ = inputs(config, videos=1)
+        seen = generator(z, z_m, torch.zeros(1, 2), c, return_xyz=True, deterministic=True)
+        planes = generator.planes(generator.map(z, c[:, :1]), z_m, torch.zeros(1, 1), noise_mode="const")
+        points = torch.tensor([[0.0, 0, 0], [0, 0, 0.22], [0, 0.45, 0]])
+        inside, near, outside = generator.density(planes, points[None, None]).flatten().tolist()
+    far = seen.xyz[0, :, 7, 7].norm(dim=-1)
+    assert far.tolist() == pytest.approx([0.25, 0.25], abs=0.03)
+    torch.testing.assert_close(seen.depth[0, 0], seen.depth[0, 1], rtol=0, atol=0.02)
+    assert inside > near > 10 > outside
 
 
 def test_contrast_enlarges_what_differs_from_the_frontal_camera():
