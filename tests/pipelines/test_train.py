@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_training
+from disks import small_disk
 from tiny_training import (
     STEPS,
     TOLERANCE,
@@ -247,6 +251,32 @@ def test_an_update_that_was_not_finite_is_done_again_alone(data: Path, results: 
     )  # fmt: skip
     told = "update 1, discriminator_reg: again, the gradient of D_img_reg is not finite"
     assert again.stdout.splitlines()[-1] == told
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_a_checkpoint_and_a_server_that_is_away_cost_nothing(
+    data: Path, results: Path, tmp_path: Path
+) -> None:
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    paths = os.pathsep.join([python_path(data), str(Path(__file__).parents[1])])
+    with small_disk(tmp_path / "disk", kilobytes=32 << 10) as disk:
+        root = disk.path
+        shutil.copytree(copy(data, tmp_path / "copied"), root, dirs_exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, tiny_training.__file__, "troubled", str(root)],
+            env={**os.environ, **alone, "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
+                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"},
+            capture_output=True, text=True, check=False, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        assert re.search(r"cannot write train/.*/00000004/.* \(No space left on device\); make room", line)
+        assert difference(results / "one", root) < TOLERANCE
+        for name in ("G/img", "D_img/fake"):
+            assert [step for step, _ in history(root, name)] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow

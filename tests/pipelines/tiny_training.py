@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from stages.shards import WriteShards, open_dataset
 from stages.takedown import Takedown
 
 STEPS = 5
+PAGES_LEFT = 20  # on the disk of `troubled`: room for what tells how far it is, not for a checkpoint
 TOLERANCE = 1e-5  # measured 1.5e-6: rounding that Adam amplifies; a wrong gradient shows as 1e-3
 
 SMALL = '''
@@ -184,6 +186,32 @@ def workflow(root: Path, **changes: Any) -> Any:
     )  # fmt: skip
 
 
+def troubled(root: Path) -> None:
+    """Train on a small disk, which is full at the second checkpoint, with MLflow away; go on when there is
+    room, and tell MLflow when it is back. Prints what stopped it."""
+    from disks import Disk
+
+    from infra.engine import end_deepspeed
+    from infra.storage import StorageError
+    from pipelines import train, train_log
+
+    patience_s, train_log.CLOSE_S = train_log.CLOSE_S, 1.0
+    store, disk = FolderStorage(root / "store"), Disk(root)
+    away = StorageSettings(root=store.root, tracking="http://127.0.0.1:9")  # nothing answers there
+    job = Job(away, settings(checkpoint_every=2, log_every=1), open_dataset(store).version)
+    train.work(replace(job, settings=settings(steps=2, log_every=1)))
+    disk.leave(PAGES_LEFT)
+    try:
+        train.work(job)
+    except StorageError as error:
+        print(error)
+    disk.free()
+    train._work({"job": job})
+    end_deepspeed()
+    train_log.CLOSE_S = patience_s
+    train._told(replace(job, storage=place(root)))
+
+
 if __name__ == "__main__":
     from infra import cluster
     from infra.engine import end_deepspeed
@@ -193,6 +221,9 @@ if __name__ == "__main__":
 
     if sys.argv[1] == "replay":
         print(replay(workflow(Path(sys.argv[2]), variant="small_variant:broken"))[1])
+        sys.exit()
+    if sys.argv[1] == "troubled":
+        troubled(Path(sys.argv[2]))
         sys.exit()
     if sys.argv[1] == "train":  # on a Ray of its own, once for each of some settings
         for change in sys.argv[3:]:
