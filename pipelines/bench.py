@@ -37,6 +37,7 @@ BENCHES = {
     "metrics": "pipelines.benches.metrics:run",
     "model": "model.bench:run",
     "mutants": "pipelines.benches.mutants:run",
+    "render": "pipelines.benches.render:run",
     "train": "pipelines.benches.train:run",
     "videos": "pipelines.benches.videos:run",
     "window": "pipelines.benches.window:run",

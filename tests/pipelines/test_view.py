@@ -416,7 +416,8 @@ def test_saved_files_open(opened, model):
     assert len(list(read_all(video))) == 16
     assert inspect_file(video)[0]["synthetic"]
     mesh = trimesh.load(opened.saved("mesh", "*.glb"), force="mesh")
-    made = mesh_of(model.opened.generator, *page.renderer.planes_and_style(page.portrait(), page.shot().frame))
+    planes, ws = page.renderer.planes_and_style(page.portrait(), page.shot().frame)
+    made = mesh_of(model.opened.generator, planes, ws)
     assert len(mesh.faces) == len(made.faces) > 0
 
 
