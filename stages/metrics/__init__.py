@@ -2,10 +2,12 @@
 
 A metric is a file with a function `compute(evaluation) -> {name: Value}`; `workflow.yaml` names the file by
 its import path. It never puts a number under a name whose weights or definition it does not have: it answers
-`not_computed(reason)` instead. Three optional constants of the file are read beforehand: `WEIGHTS`, the
-weight files that it can use, `BACKENDS`, the fields of `Evaluation` that name the models it runs, and
-`NAMES`, the names of its figures ("id/*" for those that end in a backend's name), by which `register.gate`
-is checked.
+`not_computed(reason)` instead. Optional constants of the file are read beforehand:
+
+    WEIGHTS     entries of the table of weights that it can use
+    BACKENDS    the fields of `Evaluation` that name the models it runs
+    NAMES       names of its figures ("id/*" for those that end in a backend's name), for `register.gate`
+    REAL        True when it sees real videos: another dataset is another result
 
 Light on purpose (numpy only); a metric imports what it needs inside its functions.
 """

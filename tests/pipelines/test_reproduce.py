@@ -29,7 +29,7 @@ storage: {{root: "{root}/store", tracking: "sqlite:///{root}/mlflow.db"}}
 source: {{use: "stages.sources.folder:Folder", location: "{root}"}}
 stages: [{{use: "stages.shots:SplitShots"}}]
 train: {{variant: "model.config:tiny", steps: 24}}
-evaluate: {{clips: 2, videos: 2, networks: {{i3d: "{i3d}"}}}}
+evaluate: {{clips: 1, videos: 2, networks: {{i3d: "{i3d}"}}}}
 """
 
 
