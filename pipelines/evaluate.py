@@ -117,11 +117,11 @@ def of(checkpoint: Checkpoint) -> Subject:
 def figures(store: Storage, settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
     """What the json of `subject` holds: read when it is in the store, else measured and written."""
     computes = {path: metrics.load(path) for path in settings.metrics}
-    _check_backends(settings)
     name = result_name(subject, settings, store)
     if store.exists(name):
         log.info("evaluation of %s is done", subject.checkpoint)
         return read_result(store, name)
+    _check_backends(settings)
     _check_files(settings)
     values = measure(store, subject, settings, computes)
     result = {
