@@ -1,20 +1,27 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 mlflow = pytest.importorskip("mlflow")
 torch = pytest.importorskip("torch")
 
+from tiny_dataset import clip_in, write  # noqa: E402
 from tiny_registry import begin, database_at, free_port, mlflow_server, workflow_at, write_checkpoint  # noqa: E402
 
-from pipelines.evaluate import evaluate  # noqa: E402
+from infra.tracking import open_run  # noqa: E402
+from pipelines.evaluate import evaluate, training  # noqa: E402
 from pipelines.gate import before, decide, history, holder, judge, rollback, told  # noqa: E402
 from pipelines.models import registry  # noqa: E402
 from pipelines.register import register  # noqa: E402
+from pipelines.run import _after_data as after_data  # noqa: E402
+from pipelines.run import _closing as closing  # noqa: E402
 from pipelines.settings import GateRule  # noqa: E402
 from pipelines.workflow import WorkflowError  # noqa: E402
+from stages.video import write_video  # noqa: E402
 
 
 def figure(value: float | None, direction: str = "lower", reason: str = "") -> dict:
@@ -195,6 +202,24 @@ def test_a_figure_that_was_not_computed_keeps_the_gate_shut(tmp_path: Path, mlfl
                  reason, "`chamfer`", "update 24", "fvd`: max 300"):  # fmt: skip
         assert said in card
     assert client.get_model_version("pv3d", "1").description == card[:5000]
+
+
+def test_a_run_ends_with_what_the_gate_says(tmp_path: Path, mlflow_database: Path) -> None:
+    """Of a training that is done, so that nothing is trained."""
+    workflow = workflow_at(tmp_path, database_at(tmp_path, mlflow_database), gate=RULES)
+    store = workflow.store()
+    write_video(tmp_path / "v.mp4", [np.zeros((64, 64, 3), np.uint8)] * 4, 25.0)  # the report asks the source
+    write(store, [clip_in(store, name) for name in ("a-0", "b-0", "c-0", "d-0")])
+    write_checkpoint(workflow, 24, 0)
+    uri, key = workflow.storage.tracking, training(workflow).tracking_key
+    open_run(store, key, uri=uri, experiment="t", name="t").close()
+    found = after_data(workflow, None, None, SimpleNamespace(phase=""))
+    assert found["model"] == {"name": "pv3d", "version": 1, "alias": "candidate"}
+    assert (found["gate"]["accepted"], found["gate"]["champion"]) == (True, 1)
+    lines = closing(workflow, {**found, "seconds": 1.0, "waited_s": 0.0}).splitlines()
+    assert "champion    pv3d version 1 (models:/pv3d@champion)" in lines
+    said = re.compile(r"gate +accepted: warping_error .*, and no version is champion yet")
+    assert any(map(said.match, lines))
 
 
 def test_a_champion_measured_under_other_settings_is_measured_again(
