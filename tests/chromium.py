@@ -79,10 +79,14 @@ class Browser:
 
     def shot(self, file, clip=None):
         """A png of the whole page, or of (x, y, width, height)."""
-        size = self._call("Page.getLayoutMetrics")["cssContentSize"]
+        metrics = self._call("Page.getLayoutMetrics")
+        size = metrics["cssContentSize"]
         x, y, width, height = clip or (0, 0, size["width"], size["height"])
         box = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
-        made = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=box)
+        seen = metrics["cssLayoutViewport"]
+        # Beyond what is seen the browser makes its window larger for a moment, which a page may notice.
+        beyond = x + width > seen["clientWidth"] or y + height > seen["clientHeight"]
+        made = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=beyond, clip=box)
         Path(file).write_bytes(base64.b64decode(made["data"]))
 
     def wait(self, expression, seconds=20):
