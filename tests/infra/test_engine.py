@@ -213,7 +213,8 @@ def worker(
             self.network.zero_grad()
             other = d if self.network is g else g
             other.zero_grad()
-            return {name: float(term) for name, term in {**terms, f"{label}/grad_norm": norm}.items()}
+            told = {**terms, f"{label}/grad_norm": norm}
+            return {name: float(term.detach()) for name, term in told.items()}
 
         def moments(self) -> dict[str, torch.Tensor]:
             state = {n: self.adam.state[p] for n, p in self.network.named_parameters()}
