@@ -99,7 +99,7 @@ def generate(model: str | None, seeds: str, **chosen: Any) -> Answer:
       pv3d mesh runs/demo --latent me.safetensors --resolution 256 --out me.obj
     """
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--latent", metavar="FILE", help="In place of a seed: what `pv3d invert` wrote.")
 @click.option("--time", default=0.0, show_default=True, help="In [0, 1].")
@@ -112,8 +112,10 @@ def generate(model: str | None, seeds: str, **chosen: Any) -> Answer:
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="PLY, OBJ, GLB.")
 @tracked
 @answers
-def mesh(model: str, out: Path, **chosen: Any) -> Answer:
-    """Write the surface of a portrait, with normals and colours."""
+def mesh(model: str | None, out: Path, **chosen: Any) -> Answer:
+    """Write the surface of a portrait, with normals and colours.
+
+    Without a MODEL it is the one that ships with pv3d."""
     from pipelines.meshes import write_meshes
 
     return _answer(write_meshes(model, out, **chosen))
@@ -127,7 +129,7 @@ def mesh(model: str, out: Path, **chosen: Any) -> Answer:
     """
 )
 @click.argument("source", metavar="IMAGE|VIDEO", type=click.Path(path_type=Path))
-@click.option("--model", required=True, metavar="MODEL", help="As `pv3d generate` takes it.")
+@click.option("--model", metavar="MODEL", help="As `pv3d generate` takes it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="NAME", help="Of the latent.")
 @click.option("--frames", type=click.IntRange(2, MOST_FRAMES), help="Of a video; 16, say.")
 @click.option("--start", "start_s", default=0.0, show_default=True, metavar="SECONDS", help="In a video.")
@@ -172,7 +174,7 @@ def _shown(chosen: dict[str, Any]) -> Any:
     from pipelines.generate import kinds_of
     from pipelines.motions import Shown
 
-    names = ("out", "camera", "yaw", "pitch", "how", "save")
+    names = ("out", "camera", "yaw", "pitch", "how", "save", "marking")
     yaws, kinds = numbers("--views", chosen.pop("views")), kinds_of(chosen.pop("kinds"))
     return Shown(yaws=yaws, kinds=kinds, **{name: chosen.pop(name) for name in names})
 
@@ -184,6 +186,7 @@ def _shown(chosen: dict[str, Any]) -> Any:
 @takes_camera("own")
 @writes_clips
 @SAVE
+@marks
 @tracked
 @answers
 def animate(latent: Path, seeds: str, **chosen: Any) -> Answer:
@@ -203,6 +206,7 @@ def animate(latent: Path, seeds: str, **chosen: Any) -> Answer:
 @takes_camera("own")
 @writes_clips
 @SAVE
+@marks
 @tracked
 @answers
 def edit(latent: Path, **chosen: Any) -> Answer:
@@ -218,6 +222,7 @@ def edit(latent: Path, **chosen: Any) -> Answer:
 @takes_camera("own")
 @writes_clips
 @SAVE
+@marks
 @tracked
 @answers
 def transfer(latent: Path, **chosen: Any) -> Answer:
@@ -230,6 +235,7 @@ def transfer(latent: Path, **chosen: Any) -> Answer:
 @click.command(epilog="Example: pv3d reconstruct me.safetensors --out compare")
 @takes_latent
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@marks
 @tracked
 @answers
 def reconstruct(latent: Path, out: Path, **chosen: Any) -> Answer:

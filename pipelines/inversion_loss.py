@@ -85,7 +85,8 @@ def _opened(path: Path, device: Any) -> Any:
     except (RuntimeError, AttributeError) as error:
         cause = str(error).strip().splitlines()[0][:120]
         raise ValueError(f"--perceptual {path}: torch cannot read it ({cause})") from None
-    network.requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
     options = {name: value for name, value in OPTIONS.items() if name in known}
 
     def features(levels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ SAVE_S = 5.0                     # seconds of work that a stop may lose
 
 
 def invert(
-    source: Path, out: Path, *, model: str, tracking: str, restart: bool = False, **options: Any
+    source: Path, out: Path, *, model: str | None, tracking: str, restart: bool = False, **options: Any
 ) -> dict[str, Any]:
     """Invert `source` into the latent `out`; returns its json's main values. `options` as in `invert_file`,
     and those of `Settings`. Raises ValueError of one line."""

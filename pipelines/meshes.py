@@ -93,8 +93,8 @@ def mesh_of(
 
 
 def write_meshes(
-    model: str, out: Path, *, tracking: str, seed: int = 0, latent: str | None = None, time: float = 0.0,
-    frames: int | None = None, psi: float = 1.0, **options: Any,
+    model: str | None, out: Path, *, tracking: str, seed: int = 0, latent: str | None = None,
+    time: float = 0.0, frames: int | None = None, psi: float = 1.0, **options: Any,
 ) -> list[Path]:  # fmt: skip
     """Write `out`, or with `frames` one file per frame, OUT-0000 and on; `options` as in `mesh_of`.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from pipelines.api import Model
 from pipelines.latents import Floats, Latent
 from pipelines.outputs import Format, make_folder, write_clip
+from pipelines.packed import PORTRAITS
+from pipelines.publish import MARKED, Marking, ready
 
 OWN = "own"                                  # the camera of a latent: from where it was filmed
 
@@ -28,6 +30,7 @@ class Shown:
     how: Format = "mp4"
     save: Path | None = None
     """Where to write the new latent as well"""
+    marking: Marking = MARKED
 
     def write(self, model: Model, latent: Latent, name: str) -> list[Path]:
         """`out/NAME.mp4` or a folder of PNG frames, and of other kinds `NAME-<kind>`."""
@@ -35,9 +38,12 @@ class Shown:
         made = {kind: model.render(latent, kind=kind, yaws=self.yaws) for kind in self.kinds}
         make_folder(self.out)
         files = [
-            write_clip(self.out / (name if kind == "image" else f"{name}-{kind}"), pictures, self.how)
+            write_clip(
+                self.out / (name if kind == "image" else f"{name}-{kind}"), pictures, self.how,
+                about={"model": model.sha256[:12]}, marking=self.marking,
+            )
             for kind, pictures in made.items()
-        ]
+        ]  # fmt: skip
         return files + ([latent.save(self.save)] if self.save else [])
 
     def _cameras(self, latent: Latent) -> Floats:
@@ -53,10 +59,8 @@ def opened(path: Path, model: str | None, tracking: str) -> tuple[Latent, Model]
     """A latent and its model: the one named, or the one that it was made with. Raises ValueError of one line,
     also for a latent of another model."""
     latent = Latent.load(path)
-    name = model or str(latent.about.get("model_name") or "")
-    if not name:
-        raise ValueError(f"latent {path}: does not tell its model; name it by --model")
-    loaded = Model.load(name, tracking)
+    name = model or str(latent.about.get("model_name") or PORTRAITS.stem)
+    loaded = Model.load(None if name == PORTRAITS.stem else name, tracking)
     try:
         latent.check_model(loaded.sha256, name)
     except ValueError as error:
@@ -68,6 +72,7 @@ def animate(
     path: Path, shown: Shown, *, seeds: Sequence[int], frames: int | None, model: str | None, tracking: str
 ) -> list[Path]:
     """The portrait in the motion of each seed."""
+    ready(shown.marking)
     latent, loaded = opened(path, model, tracking)
     times = loaded.times(min(16, loaded.config.frames_span) if frames is None else frames)
     files: list[Path] = []
@@ -82,11 +87,12 @@ def edit(
 ) -> list[Path]:
     """Its motion sampled anew, or its own made stronger or weaker; or both."""
     latent, loaded = opened(path, model, tracking)
+    ready(shown.marking)
     if scale is None and seed is None:
         raise ValueError("--scale, --seed: give one of them, or both")
-    name = path.stem
+    name, times = path.stem, _moving(latent, path)
     if seed is not None:
-        latent = loaded.animate(latent, seed, times=_moving(latent, path))
+        latent = loaded.animate(latent, seed, times=times)
         name += f"-seed{seed:04d}"
     if scale is not None:
         latent = latent.scaled(scale)
@@ -96,6 +102,7 @@ def edit(
 
 def transfer(path: Path, shown: Shown, *, driving: Path, model: str | None, tracking: str) -> list[Path]:
     """The portrait in the motion of another latent."""
+    ready(shown.marking)
     latent, loaded = opened(path, model, tracking)
     other = Latent.load(driving)
     _moving(other, driving)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.latents import Latent
+from pipelines.publish import MARKED, Marking, ready
 
 
 def measured(latent: Latent, made: NDArray[np.uint8]) -> dict[str, Any]:
@@ -33,17 +34,24 @@ def measured(latent: Latent, made: NDArray[np.uint8]) -> dict[str, Any]:
     return {**found, "lpips": round(float(np.mean(lpips(latent.target, made, network))), 5)}
 
 
-def reconstruct(latent: Path, out: Path, *, model: str | None, tracking: str) -> dict[str, Any]:
+def reconstruct(
+    latent: Path, out: Path, *, model: str | None, tracking: str, marking: Marking = MARKED
+) -> dict[str, Any]:
     """Write what was inverted and what the model makes of it, side by side, into the folder `out`: an mp4, or
     a PNG of a picture; returns the figures. Raises ValueError of one line."""
     from pipelines.motions import opened
     from pipelines.outputs import make_folder, side_by_side, write_clip, write_picture
 
+    ready(marking)
     found, loaded = opened(latent, model, tracking)
     made, figures = loaded.reconstruct(found)
     assert found.target is not None
     make_folder(out)
     both = side_by_side([found.target, made])
     stem = out / f"{latent.stem}-reconstruction"
-    file = write_picture(stem.with_suffix(".png"), both[0]) if len(both) == 1 else write_clip(stem, both)
+    how: dict[str, Any] = {"about": {"model": loaded.sha256[:12]}, "marking": marking}
+    if len(both) == 1:
+        file = write_picture(stem.with_name(f"{stem.name}.png"), both[0], **how)
+    else:
+        file = write_clip(stem, both, **how)
     return {"files": [str(file)], **figures}
