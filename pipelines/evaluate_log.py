@@ -45,11 +45,14 @@ def publish(
 def _write_video(store: Storage, key: str, subject: Subject, people: int) -> None:
     from pipelines.evaluate_samples import FPS
     from pipelines.grid import Grid, grid_frames
+    from pipelines.publish import PLAIN
+    from pipelines.publish import publish as mark
     from stages.video import write_video
 
     with tempfile.TemporaryDirectory(prefix="pv3d-evaluate-") as folder:
         path = Path(folder, "sample.mp4")
         write_video(path, grid_frames(subject.open().generator, Grid(tuple(range(people)))), FPS)
+        mark(path, marking=PLAIN)
         store.upload(key, path)
 
 

@@ -30,6 +30,7 @@ from model.config import to_dict
 from model.generator import Generator
 from pipelines.checkpoints import LATEST
 from pipelines.grid import grid_frames
+from pipelines.publish import PLAIN, publish
 from pipelines.train_job import Job
 from stages.shards import Dataset
 from stages.video import write_video
@@ -150,6 +151,7 @@ class Recorder:
         with tempfile.TemporaryDirectory(prefix="pv3d-sample-") as folder:
             path = Path(folder, f"{done:08d}.mp4")
             write_video(path, grid_frames(ema), fps)
+            publish(path, {"update": done}, PLAIN)
             self.store.upload(self.job.sample(done), path)
         self._mlflow.file(self.job.sample(done), "samples")
 

@@ -151,7 +151,7 @@ class Page:
         gui = self.client.gui
         with gui.add_folder("Mix styles", expand_by_default=False):
             self.mixed = gui.add_slider(
-                "layers", 0, int(self.renderer.config.num_ws), 1, 0, hint="So many of the last are another's"
+                "first layers", 0, int(self.renderer.config.num_ws), 1, 0, hint="K: have another's style"
             )
             self.mix_seed = gui.add_number("of seed", 1, min=0, max=2**31 - 1, step=1)
         for control in (self.mixed, self.mix_seed):

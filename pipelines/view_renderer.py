@@ -42,7 +42,7 @@ class Portrait:
     psi: float = 1.0
     mix_seed: int = 1
     mixed: int = 0
-    """So many of the last layers have the style of `mix_seed`."""
+    """K: the first so many layers have the style of `mix_seed` (paper, Fig. 7)."""
     motion_seed: int | None = None
     """Whose motion; None for the portrait's own"""
     directions: tuple[tuple[int, int, float], ...] = ()
@@ -189,8 +189,8 @@ class Renderer:
             ws, motion = mean.lerp(codes.ws, portrait.psi), codes.motion
         if portrait.mixed:
             other, _ = self._of_seed(portrait.mix_seed, portrait.psi)
-            kept = ws.shape[2] - portrait.mixed
-            ws = torch.cat([ws[:, :, :kept], other[:, :, kept:].expand(-1, ws.shape[1], -1, -1)], dim=2)
+            first = other[:, :, : portrait.mixed].expand(-1, ws.shape[1], -1, -1)
+            ws = torch.cat([first, ws[:, :, portrait.mixed :]], dim=2)
         if portrait.motion_seed is not None:
             motion = self._of_seed(portrait.motion_seed, 1.0)[1]
         return ws, motion

@@ -55,6 +55,7 @@ def long_videos(subject: Subject) -> Findings:
     from pipelines.evaluate_samples import FPS
     from pipelines.grid import Grid, grid_frames
     from pipelines.models import of_checkpoint
+    from pipelines.publish import PLAIN, publish
     from stages.video import write_video
 
     opened = of_checkpoint(subject.checkpoint.store, subject.checkpoint.key)
@@ -64,6 +65,7 @@ def long_videos(subject: Subject) -> Findings:
         path = Path(folder, "sample.mp4")
         people = Grid(tuple(range(min(4, subject.count))), frames=FRAMES)
         write_video(path, grid_frames(opened.generator, people), FPS)
+        publish(path, marking=PLAIN)
         video = path.read_bytes()
     last, early = float(generated[-1]), float(generated[PAPERS - 1])
     numbers = {

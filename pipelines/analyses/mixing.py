@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines import svg
 from pipelines.analyses import Findings, Subject
 from pipelines.page import Figure, Section
+from pipelines.publish import marked_png
 
 SHOWN = (0, 2, 4, 6, 8)
 EXAMPLES = 4
@@ -36,7 +37,7 @@ def mixing(subject: Subject) -> Findings:
         if number < EXAMPLES:
             rows.append(np.concatenate([frames[k] for k in shown], axis=1))
     curve = np.nanmean(ways, axis=0)
-    picture = cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes()
+    picture = marked_png(cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes(), {})
     numbers = {f"changed_k{k}": float(curve[k]) for k in shown}
     numbers["sharpest_k"] = float(np.argmax(np.diff(curve)) + 1)
     two, four = (numbers.get(f"changed_k{k}", 1.0) for k in (2, 4))

@@ -114,7 +114,7 @@ def test_quick_pictures_are_smaller_ones_of_the_same_thing(renderer):
     assert np.abs(small.astype(int) - half).mean() < 12 < raw.std()
 
 
-def test_mixing_takes_the_last_layers_of_another_seed(renderer):
+def test_mixing_takes_the_first_layers_of_another_seed(renderer):
     layers = renderer.config.num_ws
     a, b, none, some, all_ = (
         renderer._style(Portrait(**p))[0][0, 0]
@@ -123,7 +123,7 @@ def test_mixing_takes_the_last_layers_of_another_seed(renderer):
     )  # fmt: skip
     assert torch.equal(none, a)
     assert torch.equal(all_, b)
-    assert torch.equal(some, torch.cat([a[:-3], b[-3:]]))
+    assert torch.equal(some, torch.cat([b[:3], a[3:]]))
 
 
 def test_the_motion_is_its_own_or_that_of_another_seed(renderer):
