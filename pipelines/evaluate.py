@@ -55,8 +55,8 @@ def evaluate(workflow: Workflow, checkpoint: str | None = None) -> dict[str, Any
 
     store, settings = workflow.store(), workflow.evaluate
     subject = of(open_checkpoint(store, checkpoint) if checkpoint else newest_checkpoint(workflow))
-    result = figures(store, settings, subject)
     name, run = result_name(subject, settings, store), _run_of(workflow, subject.checkpoint)
+    result = figures(store, settings, subject, name)
     publish(store, name, result, subject, workflow.storage.tracking, run)
     return result
 
@@ -114,10 +114,13 @@ def of(checkpoint: Checkpoint) -> Subject:
     return Subject(checkpoint.card["files"][EMA]["sha256"], checkpoint.step, checkpoint.key, opened)
 
 
-def figures(store: Storage, settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
-    """What the json of `subject` holds: read when it is in the store, else measured and written."""
+def figures(
+    store: Storage, settings: EvaluateSettings, subject: Subject, name: str | None = None
+) -> dict[str, Any]:
+    """What the json of `subject` holds: read when it is in the store, else measured and written. `name`: its
+    key, by whoever needs it too: weights that come meanwhile make another."""
     computes = {path: metrics.load(path) for path in settings.metrics}
-    name = result_name(subject, settings, store)
+    name = name or result_name(subject, settings, store)
     if store.exists(name):
         log.info("evaluation of %s is done", subject.checkpoint)
         return read_result(store, name)

@@ -150,8 +150,8 @@ def _evaluate(job: Job, settings: EvaluateSettings, step: int) -> str:
     store = job.store
     try:
         subject = of(open_checkpoint(store, f"{job.checkpoints}/{step:08d}"))
-        result = figures(store, settings, subject)
         name = result_name(subject, settings, store)
+        result = figures(store, settings, subject, name)
         publish(store, name, result, subject, job.storage.tracking, job.mlflow_run())
     except (ValueError, StorageError, FileNotFoundError) as error:
         return str(error)
