@@ -1,4 +1,4 @@
-# make demo | test | simulate | setup | check | clean
+# make demo | view | test | simulate | setup | check | clean
 # PYTHON=python3.12       the interpreter of a new .venv (3.11 or newer)
 # TORCH_INDEX=URL         take PyTorch from another index, such as its CPU-only one
 
@@ -11,11 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A model.py in the current folder must not stand in for our package `model`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test simulate setup check clean
+.PHONY: help demo view test simulate setup check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    videos to a registered model, on two built-in portraits (sets itself up)"
+	@echo "make view    turn and play the model that ships, in the browser (sets itself up)"
 	@echo "make test    all tests (sets itself up)"
 	@echo "make simulate  100,000 interleavings of two runs, and every crash point (ARGS='--seed N' replays one)"
 	@echo "make setup   only the environment: $(BIN)/pv3d"
@@ -24,6 +25,9 @@ help:
 
 demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/$(VENV)/sh" $(BIN)/pv3d run --profile demo
+
+view: setup
+	@$(BIN)/pv3d view --open $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)
