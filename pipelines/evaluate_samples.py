@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pipelines.settings import EvaluateSettings
     from stages.dataset import Dataset, Sample
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Kind = Literal["views", "videos", "real"]
 
@@ -39,6 +42,7 @@ CRF = 25
 """x264's rate factor that the authors' writer takes when it is told nothing."""
 WINDOW = 2
 """Samples that a worker is asked for at once."""
+CLOSE_SECONDS = 60.0
 
 
 @dataclass
@@ -208,9 +212,14 @@ class Crew:
         from infra import cluster
 
         cluster.start()
-        remote: Any = ray.remote(num_cpus=1, num_gpus=_gpu_share(workers))(_Worker)
+        have = cluster.total()
+        count = max(1, min(workers, int(have.get("CPU", 1))))
+        if count < workers:
+            log.warning("evaluate.workers: %d, but there are %d cores; taking %d", workers, count, count)
+        share = min(1.0, have.get("GPU", 0) / count)
+        remote: Any = ray.remote(**cluster.options(1, share, {}))(_Worker)
         opening = cloudpickle.dumps((open_model, settings, open_dataset))
-        self._workers = [remote.remote(tuple(sys.path), opening) for _ in range(workers)]
+        self._workers = [remote.remote(tuple(sys.path), opening) for _ in range(count)]
 
     def map(self, kind: Kind, count: int, function: Callable[[Any], T]) -> Iterator[T]:
         """In the order of numbers, whoever is done first; some more are under way than the next."""
@@ -219,17 +228,24 @@ class Crew:
 
         call = cloudpickle.dumps(function)
         under_way: deque[Any] = deque()
-        for number in range(count):
-            worker = self._workers[number % len(self._workers)]
-            under_way.append(worker.apply.remote(kind, number, call))
-            if len(under_way) > WINDOW * len(self._workers):
+        try:
+            for number in range(count):
+                worker = self._workers[number % len(self._workers)]
+                under_way.append(worker.apply.remote(kind, number, call))
+                if len(under_way) > WINDOW * len(self._workers):
+                    yield _answer(ray, under_way.popleft())
+            while under_way:
                 yield _answer(ray, under_way.popleft())
-        while under_way:
-            yield _answer(ray, under_way.popleft())
+        finally:
+            for reference in under_way:      # of an evaluation that stops here
+                ray.cancel(reference)
 
     def close(self) -> None:
+        """End the workers, whose folders go first."""
         import ray
 
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get([worker.close.remote() for worker in self._workers], timeout=CLOSE_SECONDS)
         for worker in self._workers:
             ray.kill(worker)
 
@@ -242,13 +258,6 @@ def _answer(ray: Any, reference: Any) -> Any:
         if isinstance(error.cause, ValueError):
             raise error.cause from None
         raise
-
-
-def _gpu_share(workers: int) -> float:
-    import ray
-
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    return min(1.0, gpus / workers) if gpus else 0.0
 
 
 class _Worker:
@@ -267,6 +276,9 @@ class _Worker:
 
         open_model, settings, open_dataset = cloudpickle.loads(self._opening)
         return Studio(open_model(), settings, Path(self._folder.name), open_dataset())
+
+    def close(self) -> None:
+        self._folder.cleanup()
 
     def apply(self, kind: Kind, number: int, function: bytes) -> Any:
         from ray import cloudpickle
