@@ -158,7 +158,7 @@ def _make(place: Path) -> None:
             file.write(key)
         if place.exists() and _load(place) is None:     # expired, or half of it was removed
             place.rename(Path(folder, "old"))
-        with contextlib.suppress(FileExistsError, NotADirectoryError, OSError):
+        with contextlib.suppress(OSError):                  # somebody was quicker
             new.rename(place)
 
 
