@@ -80,7 +80,7 @@ def find_network(name: str, networks: Mapping[str, str], found: Path | None) -> 
     known = weights.entry(name)
     given = networks.get(name)
     if given:
-        path = Path(given).expanduser()
+        path = Path(given).expanduser().absolute()           # a worker has a folder of its own
         if not path.is_file():
             raise WeightsError(f"evaluate.networks.{name}: no file {given}; give the path of one")
         sha256 = weights.digest(path)
