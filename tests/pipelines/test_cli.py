@@ -54,7 +54,7 @@ def test_every_command_explains_itself_with_an_example(words):
 
     answer = CliRunner().invoke(main, [*words.split(), "--help"])
     assert answer.exit_code == 0
-    assert re.search("Examples?: pv3d", answer.output)
+    assert re.search(r"Examples?:\s+pv3d", answer.output)
 
 
 def test_a_run_prints_one_object_last_and_status_agrees(tiny):

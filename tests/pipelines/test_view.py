@@ -400,9 +400,10 @@ def test_play_advances_the_time_until_it_is_stopped(opened):
     assert not opened.page.play.value
 
 
-def test_saved_files_open(opened, model):
+def test_saved_files_open(opened, model, monkeypatch):
     import trimesh
 
+    from pipelines import view_save
     from pipelines.meshes import mesh_of
     from stages.video import read_all
 
@@ -415,9 +416,10 @@ def test_saved_files_open(opened, model):
     video = opened.saved("video", "*.mp4")
     assert len(list(read_all(video))) == 16
     assert inspect_file(video)[0]["synthetic"]
+    monkeypatch.setattr(view_save, "MESH_POINTS", 32)
     mesh = trimesh.load(opened.saved("mesh", "*.glb"), force="mesh")
     planes, ws = page.renderer.planes_and_style(page.portrait(), page.shot().frame)
-    made = mesh_of(model.opened.generator, planes, ws)
+    made = mesh_of(model.opened.generator, planes, ws, resolution=32)
     assert len(mesh.faces) == len(made.faces) > 0
 
 
