@@ -41,7 +41,7 @@ class Along:
     job: Job
     settings: EvaluateSettings
     cores: int
-    """Free ones."""
+    """Free ones; beside a training on GPUs no more than free GPUs."""
     gpus: int = 0
     _next: float = 0.0
     _seen: set[int] = field(default_factory=set)
@@ -59,7 +59,7 @@ class Along:
         if not self.settings.every or time.monotonic() < self._next:
             return
         if not self.cores:
-            log.warning("evaluate.every: the training takes all cores; only the last checkpoint is evaluated")
+            log.warning("evaluate.every: the training leaves no core or GPU; only the last checkpoint counts")
             self._next = float("inf")
             return
         self._next = time.monotonic() + (LOOK_REMOTE_S if "://" in self.job.store.root else LOOK_S)

@@ -225,7 +225,8 @@ def _train_on_ray(job: Job, start: int, ray_address: str | None, evaluation: Eva
     )  # fmt: skip
     have, told = cluster.here(), 0
     cores = spare(have.get("CPU", 0.0), settings.workers, share(settings.workers))
-    gpus = spare(have.get("GPU", 0.0), settings.workers, 1.0) if job.gpu else int(have.get("GPU", 0.0))
+    gpus = spare(have.get("GPU", 0.0), settings.workers if job.gpu else 0, 1.0)
+    cores = min(cores, gpus) if job.gpu else cores  # beside GPUs, nodes without one may lack PyTorch
     with Along(job, evaluation, cores, gpus) as along, Progress(["train"]) as bars:
         bars.expect("train", settings.steps - start)
         for _ in ticks:

@@ -29,7 +29,7 @@ def test_without_a_spare_core_nothing_is_started_and_once_said(tmp_path: Path, c
         along.tick()
         along.tick()
     assert [record.message for record in caplog.records] == [
-        "evaluate.every: the training takes all cores; only the last checkpoint is evaluated"
+        "evaluate.every: the training leaves no core or GPU; only the last checkpoint counts"
     ]
 
 
