@@ -106,7 +106,7 @@ def generate(model: str | None, seeds: str, **chosen: Any) -> Answer:
 @click.option("--frames", type=click.IntRange(1), metavar="N", help="A mesh of each: OUT-0000 and on.")
 @PSI
 @click.option("--level", default=10.0, show_default=True, help="Density of the surface.")
-@click.option("--box", type=float, metavar="SIDE", help="World units; the model's own unless given.")
+@click.option("--box", type=float, metavar="SIDE", help="World units; what rays see unless given.")
 @click.option("--resolution", default=128, show_default=True, help="Points per side of the grid.")
 @click.option("--chunk", default=1 << 18, show_default=True, help="Points at once: what bounds the memory.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="PLY, OBJ, GLB.")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines.latents import Latent, write_whole
 
 if TYPE_CHECKING:
+    from model.config import RenderingConfig
     from model.generator import Generator
 
 log = logging.getLogger(__name__)
@@ -78,11 +79,11 @@ def mesh_of(
     generator: Generator, planes: Any, ws: Any, *, level: float = LEVEL, box: float | None = None,
     resolution: int = RESOLUTION, chunk: int = CHUNK,
 ) -> Mesh:  # fmt: skip
-    """The mesh of planes [1, 1, P, C, H, W], coloured by ws [1, 1, num_ws, W]; `box` is that of the model
-    unless given. At most `chunk` points are looked up at once. Raises ValueError where no surface is."""
+    """The mesh of planes [1, 1, P, C, H, W], coloured by ws [1, 1, num_ws, W]; `box` is `seen_box` unless
+    given. At most `chunk` points are looked up at once. Raises ValueError where no surface is."""
     from model.geometry import colours_at, density_grid
 
-    box = generator.config.rendering.box_warp if box is None else box
+    box = seen_box(generator.config.rendering) if box is None else box
     _check(level, box, resolution, chunk)
     density = density_grid(generator, planes, box=box, resolution=resolution, chunk=chunk)
     if not np.isfinite(density).all():
@@ -90,6 +91,15 @@ def mesh_of(
     vertices, faces, normals = surface(density, box, level)
     del density
     return Mesh(vertices, faces, normals, colours_at(generator, planes, ws, vertices, chunk=chunk))
+
+
+def seen_box(rendering: RenderingConfig) -> float:
+    """Side of the cube whose front is where the rays of a frontal camera begin: nothing tells a model what to
+    do nearer than that, and there are sheets of density."""
+    from model.camera import RADIUS
+
+    start = rendering.ray_start
+    return rendering.box_warp if start is None else min(rendering.box_warp, 2 * (RADIUS - start))
 
 
 def write_meshes(

@@ -108,6 +108,15 @@ def test_rendered_normals_are_those_of_the_sphere(sphere: tuple) -> None:
     assert normals[..., 2].min() > 0  # towards the camera
 
 
+def test_what_lies_before_the_rays_is_no_part_of_the_mesh(sphere: tuple) -> None:
+    generator, planes, ws = sphere
+    rays_begin = 2.7 - tiny().model.rendering.ray_start
+    level = STEEP * (RADIUS**2 - 0.24)  # of a sphere that is larger than that
+    whole, seen = (mesh_of(generator, planes, ws, level=level, resolution=24, box=box) for box in (1.0, None))
+    assert np.abs(whole.vertices).max() > 0.48
+    assert np.abs(seen.vertices).max() == pytest.approx(rays_begin, abs=1e-5)
+
+
 def test_chunks_change_nothing(sphere: tuple) -> None:
     generator, planes, _ = sphere
     whole, parts = (
