@@ -58,8 +58,8 @@ class RenderingConfig:
     disparity_sampling: bool = False
     white_background: bool = False
     density_ball: float = 0.0
-    """Radius of the ball about the origin that the density starts from, world units; 0 as published: none. A
-    face is near a ball of 0.26, so that short trainings turn heads and not pictures."""
+    """Radius of the ball, in front of a wall, that the decoder's density is added to, world units; 0 as
+    published: none. A face is near a ball of 0.26, so that short trainings turn heads and not pictures."""
     density_scale: float = 1.0
     """Density per world unit of the decoder's density 1. 1 as published: an untrained volume is a fog that
     lets three quarters of the light through, and surfaces take long to form. With 20 it is opaque from the

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from model.triplane import Decoder, sample_planes
 
-BALL_SLOPE, BALL_FLOOR = 20.0, -1.0
-"""Of `ball`, raw density: per world unit, and far outside."""
+BALL_SLOPE, BALL_FLOOR, BALL_WALL = 60.0, -4.0, -0.05
+"""Of `ball`: raw density per world unit, raw density far outside, and where the wall is (z, world units)."""
 
 
 def rays(cameras: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
@@ -177,10 +177,11 @@ def expected_points(weights: Tensor, depths: Tensor, origins: Tensor, directions
 
 
 def ball(points: Tensor, radius: float) -> Tensor:
-    """[..., 3] -> [..., 1] raw density that the decoder's is added to: dense inside of a ball about
-    the origin, a fog outside."""
-    above: Tensor = BALL_SLOPE * (radius - points.norm(dim=-1, keepdim=True))
-    return above.clamp(min=BALL_FLOOR)
+    """[..., 3] -> [..., 1] raw density that the decoder's is added to: a ball about the origin in front of a
+    wall. The decoder's few units move the surface by a tenth of the ball's size or two."""
+    inside = torch.maximum(radius - points.norm(dim=-1), BALL_WALL - points[..., 2])
+    density: Tensor = (BALL_SLOPE * inside[..., None]).clamp(min=BALL_FLOOR, max=-BALL_FLOOR)
+    return density
 
 
 def published_density(density: Tensor, points: Tensor, *, scale: float, radius: float) -> Tensor:
