@@ -34,7 +34,6 @@ def invert(
     """Invert `source` into the latent `out`; returns its json's main values. `options` as in `invert_file`,
     and those of `Settings`. Raises ValueError of one line."""
     from pipelines.api import Model
-    from pipelines.outputs import make_folder
     from pipelines.progress import Progress
 
     own = {name: options.pop(name) for name in Settings.__dataclass_fields__ if name in options}
@@ -44,7 +43,6 @@ def invert(
     state = path.with_name(f"{path.stem}.state.safetensors")
     if restart:
         state.unlink(missing_ok=True)
-    make_folder(path.parent)
     with Progress(["invert"]) as bars:
         begun = False
 
@@ -96,6 +94,7 @@ def invert_frames(
 ) -> Latent:  # fmt: skip
     """The latent of aligned frames with their cameras."""
     from pipelines.inversion_loss import Loss
+    from pipelines.outputs import make_folder
 
     generator = model.opened.generator
     device = generator.plane_axes.device
@@ -108,6 +107,8 @@ def invert_frames(
     work = Inversion(generator, found.pictures, found.cameras, times, loss, settings, before)
     if before is not None:
         log.info("continuing at step %d of %d", before.step, settings.steps)
+    if state is not None:
+        make_folder(state.parent)
     saved = time.monotonic()
 
     def each() -> None:

@@ -92,6 +92,17 @@ def test_what_is_generated_says_so_unless_told_not_to(checkpoint: Path, tmp_path
     assert plain["metadata"]["Comment"].endswith("seed 3")
 
 
+def test_a_registered_version_is_the_model_of_its_checkpoint_for_latents_too(
+    checkpoint: Path, tracking: str
+) -> None:
+    registered, own = Model.load("models:/faces/1", tracking), Model.load(str(checkpoint))
+    assert registered.sha256 == own.sha256
+    latent = own.sample(4, times=own.times(2))
+    np.testing.assert_array_equal(registered.render(latent), own.render(latent))
+    mine, its = (m.mesh(latent, frame=1, level=0.0, resolution=12) for m in (own, registered))
+    np.testing.assert_array_equal(its.vertices, mine.vertices)
+
+
 def test_a_turning_camera_changes_the_picture_but_not_the_first_frame(checkpoint: Path) -> None:
     opened = Model.load(str(checkpoint))
     still, swung = (

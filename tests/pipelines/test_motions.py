@@ -131,6 +131,21 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("absent.jpg", "absent.jpg: no such file"), ("junk.png", "cannot be decoded as a picture")],
+)
+def test_what_cannot_be_inverted_is_one_line_and_leaves_nothing(
+    name: str, message: str, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk" * 99)
+    words = ("invert", tmp_path / name, "--model", place / "small.safetensors")
+    status, _, errors = pv3d(*words, "--out", tmp_path / "out" / "x")
+    assert status == 2
+    assert message in errors
+    assert not (tmp_path / "out").exists()
+
+
 def save_other(path: Path, like: Path, state: dict) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
