@@ -32,6 +32,7 @@ def store(tmp_path: Path) -> FolderStorage:
     return made
 
 
+@pytest.mark.slow
 def test_start_end_and_real_frames_are_measured_and_drawn(store: FolderStorage, tmp_path: Path) -> None:
     told: list[str] = []
     curve = tmp_path / "curve.svg"
