@@ -75,8 +75,9 @@ def free_port() -> int:
 @contextlib.contextmanager
 def answering(command: list[str], port: int, path: str, **options: object) -> Iterator[str]:
     """Run a server of ours until the context ends; its address, once it answers at `path`."""
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True, **options}
-    with subprocess.Popen(command, **how) as server:
+    log = Path(str(options["cwd"]), f"server-{port}.log")  # a pipe that nobody reads would fill, and block it
+    how = {"stderr": subprocess.STDOUT, "start_new_session": True, **options}
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, **how) as server:
         try:
             address, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
             while True:
@@ -84,7 +85,7 @@ def answering(command: list[str], port: int, path: str, **options: object) -> It
                     urllib.request.urlopen(address + path, timeout=5).close()
                     break
                 except OSError:
-                    assert server.poll() is None, server.stdout.read().decode()
+                    assert server.poll() is None, log.read_text()
                     assert time.monotonic() < until, f"{command} does not answer"
                     time.sleep(0.2)
             yield address
