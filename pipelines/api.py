@@ -13,7 +13,7 @@ See docs/api.md. Arrays are numpy's; torch stays inside.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,14 +136,19 @@ class Model:
     def render(
         self, latent: Latent, *, kind: str = "image", cameras: Floats | None = None,
         times: Floats | None = None, yaws: Sequence[float] = (0.0,),
+        tick: Callable[[int], None] = lambda frames: None,
     ) -> Picture:  # fmt: skip
         """uint8 [T, H, views x W, 3]: the latent at its own times and from its own cameras unless given,
-        turned by each of `yaws` degrees, side by side. `kind`: image, depth or normals."""
+        turned by each of `yaws` degrees, side by side. `kind`: image, depth or normals. `tick` is told how
+        many frames are done, chunk by chunk."""
         if times is not None or cameras is not None:
             times = latent.times if times is None else times
             latent = latent.with_motion(_per_frame(latent, times), times, cameras)
-        chunks = self._pictures([latent], latent.cameras, latent.times, (kind,), yaws)
-        return np.concatenate([chunk[kind][0] for chunk in chunks])
+        parts = []
+        for chunk in self._pictures([latent], latent.cameras, latent.times, (kind,), yaws):
+            parts.append(chunk[kind][0])
+            tick(len(parts[-1]))
+        return np.concatenate(parts)
 
     def generate(
         self, seeds: Sequence[int], *, times: Floats | None = None, cameras: Floats | None = None,

@@ -34,8 +34,17 @@ class Shown:
 
     def write(self, model: Model, latent: Latent, name: str) -> list[Path]:
         """`out/NAME.mp4` or a folder of PNG frames, and of other kinds `NAME-<kind>`."""
+        from pipelines.progress import Progress
+
         latent = replace(latent, cameras=self._cameras(latent))
-        made = {kind: model.render(latent, kind=kind, yaws=self.yaws) for kind in self.kinds}
+        with Progress(["frames"]) as bars:
+            bars.expect("frames", len(latent) * len(self.kinds))
+
+            def tick(frames: int) -> None:
+                bars.done("frames", frames)
+                bars.tick()
+
+            made = {kind: model.render(latent, kind=kind, yaws=self.yaws, tick=tick) for kind in self.kinds}
         make_folder(self.out)
         files = [
             write_clip(
