@@ -100,7 +100,7 @@ def test_a_rule_that_cannot_be_meant_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(WorkflowError, match=re.escape(message)) as error:
         workflow_at(tmp_path, "sqlite:///m.db", gate=gate)
-    assert re.match(rf"{tmp_path}/workflow.yaml:7:\d+: ", str(error.value))
+    assert re.match(rf"{tmp_path}/workflow.yaml:8:\d+: ", str(error.value))
 
 
 def test_a_rule_of_null_is_none(tmp_path: Path) -> None:

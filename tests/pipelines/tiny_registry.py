@@ -28,7 +28,8 @@ storage: {{root: "{root}/store", tracking: "{tracking}"}}
 source: {{use: "stages.sources.folder:Folder", location: "{root}"}}
 stages: [{{use: "stages.shots:SplitShots"}}]
 train: {{variant: "model.config:tiny", steps: 24}}
-evaluate: {{metrics: [stages.metrics.chamfer, stages.metrics.warping, stages.metrics.fvd], clips: 2, samples: 0}}
+evaluate:
+  {{metrics: [stages.metrics.chamfer, stages.metrics.warping, stages.metrics.fvd], clips: 2, samples: 0}}
 register: {{gate: {gate}}}
 """
 
