@@ -12,6 +12,7 @@ from infra.credentials import FORMATS, CredentialsError, Found
 from pipelines.publish import PNG, SYNTHETIC
 
 TEXTS = (b"tEXt", b"iTXt")
+TAGS = ("title", "comment", "description", "copyright")
 
 
 def inspect_file(path: Path) -> tuple[dict[str, Any], str]:
@@ -72,7 +73,7 @@ def _plain(path: Path) -> dict[str, str]:
     try:
         with av.open(str(path)) as container:
             tags = container.metadata
-            return {key: str(tags[key]) for key in ("comment", "encoder") if key in tags}
+            return {key: str(tags[key]) for key in TAGS if key in tags}
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         cause = type(error).__name__
         raise ValueError(f"{path}: cannot be read as a video ({cause}); is it whole?") from None

@@ -115,7 +115,6 @@ def _mark_mp4(path: Path, to: Path, about: Mapping[str, str]) -> None:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
         target.metadata.update(source.metadata)
         target.metadata["comment"] = comment(about)
-        target.metadata["encoder"] = maker()
         for packet in source.demux():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream.index]

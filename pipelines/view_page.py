@@ -126,7 +126,7 @@ class Page:
     def _motion_controls(self) -> None:
         gui, found = self.client.gui, self.renderer.directions
         with gui.add_folder("Motion"):
-            self.own_motion = gui.add_checkbox("the portrait's own", True)
+            self.own_motion = gui.add_checkbox("own motion", True)
             self.motion_seed = gui.add_number(
                 "motion seed", 0, min=0, max=2**31 - 1, step=1, disabled=True, hint="Whose motion it has"
             )

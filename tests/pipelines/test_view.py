@@ -307,6 +307,17 @@ CHECKBOX = """(() => {
 })()"""
 
 
+SLIDER = """(() => {
+  const label = [...document.querySelectorAll('label')].find(e => e.innerText.trim() === '%s');
+  let row = label;
+  while (row && !row.querySelector('[role=slider]')) row = row.parentElement;
+  const track = row?.querySelector('[class*=Slider-track]').getBoundingClientRect();
+  const thumb = row?.querySelector('[role=slider]').getBoundingClientRect();
+  const middle = thumb && [thumb.x + thumb.width / 2, thumb.y + thumb.height / 2];
+  return track && track.width && [middle, track.x, track.width];
+})()"""
+
+
 class Opened:
     """A page that a browser has opened."""
 
@@ -321,12 +332,26 @@ class Opened:
         """When the full picture of what is wanted has been sent."""
         until(lambda: self.page.loop.state == "still" and self.page.loop._shown == self.page.shot())
 
+    def place(self, what, text):
+        """Where it is once it stands there: panels move when they open."""
+        self.browser.wait(LABELLED % text)
+        before = None
+        while before != (before := self.browser.wait(what % text)):
+            time.sleep(0.2)
+        return before
+
     def click(self, text):
-        self.browser.click(self.browser.wait(LABELLED % text)[:2])
+        self.browser.click(self.place(LABELLED, text)[:2])
 
     def tick(self, text):
-        self.browser.wait(LABELLED % text)
-        self.browser.click(self.browser.wait(CHECKBOX % text))
+        self.browser.click(self.place(CHECKBOX, text))
+
+    def slide(self, text, part, done):
+        """Again where the panel moved under the hand."""
+        while not done():
+            thumb, x, width = self.place(SLIDER, text)
+            self.browser.drag(thumb, (x + part * width, thumb[1]))
+            time.sleep(0.5)
 
     def canvas(self):
         """The part of the page where the picture is: uint8 [side, side, 3]."""
@@ -347,7 +372,7 @@ class Opened:
         return until(lambda: next(iter(self.browser.downloads.glob(pattern)), None))
 
 
-def until(done, seconds=60):
+def until(done, seconds=30):
     end = time.monotonic() + seconds
     while not (found := done()):
         assert time.monotonic() < end, "never"
@@ -400,6 +425,28 @@ def test_play_advances_the_time_until_it_is_stopped(opened):
     assert not opened.page.play.value
 
 
+def test_controls_change_what_is_shown(opened):
+    page = opened.page
+    before = page.portrait()
+    opened.slide("frame", 0.9, lambda: page.shot().frame > 11)
+    opened.click("another")
+    until(lambda: page.portrait().seed != before.seed)
+    opened.tick("own motion")
+    until(lambda: page.portrait().motion_seed == 0)
+    opened.still()
+    plain = page.shot()
+    opened.click("Motion directions")
+    opened.slide("component 1", 0.9, lambda: page.portrait().directions)
+    ((layer, component, amount),) = page.portrait().directions
+    assert (layer, component) == (0, 0)
+    assert amount > 2
+    opened.still()
+    pictures = [page.renderer.picture(replace(shot, level=FULL)) for shot in (plain, page.shot())]
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() > 3
+    opened.click("all to zero")
+    until(lambda: page.portrait() == plain.portrait)
+
+
 def test_saved_files_open(opened, model, monkeypatch):
     import trimesh
 
@@ -408,7 +455,8 @@ def test_saved_files_open(opened, model, monkeypatch):
     from stages.video import read_all
 
     page = opened.page
-    opened.page._to_front()
+    page.seed.value, page.own_motion.value, page.frame.value = 0, True, 9
+    page._to_front()
     opened.still()
     file = opened.saved("picture", "seed*.png")
     np.testing.assert_array_equal(cv2.imread(str(file))[..., ::-1], page.renderer.picture(page.shot()))
@@ -454,13 +502,13 @@ def test_the_yaw_that_the_camera_stage_measures_on_the_page_follows_the_drag(bro
 
     with served(Model(open_model(None, "unused")), "127.0.0.1", free_port("127.0.0.1", 0)) as server:
         opened, detector = Opened(browser, server), DlibFaces()
-        opened.browser.drag((200, 250), (280, 250))
+        opened.browser.drag((200, 250), (229, 250))
         turns, measured = [], []
         for _ in range(9):
             opened.still()
             turns.append(angles(camera.Camera.decode(opened.page.shot().camera).position)[0])
             measured.append(face_yaw(np.ascontiguousarray(opened.canvas()), detector))
-            opened.browser.drag((200, 250), (180, 250))
+            opened.browser.drag((200, 250), (193, 250))
         found = following(turns, measured)
         assert found.correlation > 0.9, (turns, measured)
 
