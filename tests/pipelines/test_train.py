@@ -6,12 +6,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -321,53 +318,6 @@ def test_trains_on_ray_and_a_second_run_does_nothing(
             train(workflow(root, variant="small_variant:broken"))
     finally:
         cluster.stop()
-
-
-def ray_workers() -> list[int]:
-    """Process ids of Ray Train's workers that descend from this process."""
-    table = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return [int(pid) for pid, _, *args in rows if "RayTrainWorker" in "".join(args) and is_ours(int(pid))]
-
-
-@pytest.mark.slow
-def test_a_killed_worker_costs_no_step_and_none_is_logged_twice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow.tracking import MlflowClient
-
-    from infra import cluster
-    from pipelines.train import train
-
-    root = copy(data, tmp_path / "killed")
-    monkeypatch.setenv("PYTHONPATH", python_path(data))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    killed: list[int] = []
-
-    def kill_after_the_first_checkpoint() -> None:
-        while not list(root.glob("store/train/*/checkpoints/*/checkpoint.json")):
-            time.sleep(0.02)
-        killed.append(ray_workers()[-1])
-        os.kill(killed[0], signal.SIGKILL)
-
-    threading.Thread(target=kill_after_the_first_checkpoint, daemon=True).start()
-    try:
-        result = train(workflow(root, steps=40, checkpoint_every=4, sample_every=40, log_every=1))
-    finally:
-        cluster.stop()
-    assert killed
-    assert result["steps"] == 40
-    history = MlflowClient(f"sqlite:///{root}/mlflow.db").get_metric_history(result["run_id"], "G/img")
-    assert [m.step for m in history] == list(range(1, 41))
 
 
 def test_other_settings_start_another_run_and_more_steps_continue(data: Path) -> None:
