@@ -53,6 +53,7 @@ class Loop:
         self._moved_at = -QUIET_S
         self._seconds: dict[str, float] = {}
         self._shown: Shot | None = None
+        self._again = 0
         self._thread = threading.Thread(target=self._run, name="pv3d-view", daemon=True)
 
     def start(self) -> None:
@@ -62,6 +63,7 @@ class Loop:
         """Something is wanted that was not before; `moving`: more of it is about to come; `again`: even what
         has been shown."""
         if again:
+            self._again += 1
             self._shown = None
         if moving:
             self._moved_at = time.monotonic()
@@ -161,5 +163,6 @@ class Loop:
     def _send(self, shot: Shot, picture: Picture) -> None:
         if self._closed.is_set():
             return
+        again = self._again
         self._show(picture, shot)
-        self._shown = shot
+        self._shown = shot if again == self._again else None     # asked for anew meanwhile
