@@ -37,6 +37,7 @@ Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 
 TRACKING = "sqlite:///runs/mlflow.db"
+MOST_PSI = 100.0                             # far beyond any face, and what weights of sound models bear
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Model:
     ) -> Latent:  # fmt: skip
         """The latent of a seed: 16 frames from the front unless said. The mapping network sees the first
         frame's camera, as in the paper, or `mapping_camera` [25]."""
-        if not np.isfinite(psi):
-            raise ValueError(f"--psi {psi}: must be a finite number")
+        if not abs(psi) <= MOST_PSI:
+            raise ValueError(f"--psi {psi:g}: give a number from -{MOST_PSI:g} to {MOST_PSI:g}, such as 0.7")
         times = self.times(min(16, self.config.frames_span)) if times is None else times
         if cameras is None:
             cameras = trajectory("still", len(times), cameras=self.opened.cameras)

@@ -19,6 +19,7 @@ from pipelines.lines import write_json
 Answer = tuple[dict[str, Any], str]
 
 MOST_SEEDS = 1_000_000
+MOST_VIEWS = 32                              # side by side: more is wider than a video may be
 
 
 @contextlib.contextmanager
@@ -125,6 +126,8 @@ def numbers(option: str, text: str | None) -> tuple[float, ...]:
         found = (float("nan"),)
     if not all(abs(number) <= 360 for number in found):
         raise ValueError(f"{option} {text}: write degrees such as -30,0,30")
+    if len(found) > MOST_VIEWS:
+        raise ValueError(f"{option}: {len(found)} numbers; {MOST_VIEWS} are the most")
     return found
 
 

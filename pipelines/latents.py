@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ SCHEMA = 1
 SUFFIX = ".safetensors"
 TENSORS = ("ws", "z_m", "times", "cameras")
 MOST_BYTES = 1 << 32
+MOST_FRAMES = 10_000
+MOST_SCALE = 100.0
 
 Floats = NDArray[np.float32]
 
@@ -53,7 +54,9 @@ class Latent:
         from safetensors.numpy import save
 
         path = tensors_path(path)
-        tensors: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in TENSORS}
+        tensors: dict[str, NDArray[Any]] = {
+            name: np.asarray(getattr(self, name), np.float32) for name in TENSORS
+        }
         if self.target is not None:
             tensors["target"] = self.target
         data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
@@ -71,19 +74,19 @@ class Latent:
     def load(cls, path: str | Path) -> Latent:
         """`path`: either of the two files. Raises ValueError of one line for what is no sound latent."""
         from safetensors import SafetensorError
-        from safetensors.numpy import load
 
         file = tensors_path(Path(path).expanduser())
         try:
-            if file.stat().st_size > MOST_BYTES:
-                raise ValueError(f"more than {MOST_BYTES:,} bytes")
+            for one in (file, file.with_suffix(".json")):
+                if one.stat().st_size > MOST_BYTES or not (one.is_file() or one.is_dir()):
+                    raise ValueError(f"{one.name} is no file of up to {MOST_BYTES:,} bytes")
             data = file.read_bytes()
             card = json.loads(file.with_suffix(".json").read_text("utf-8"))
             if not isinstance(card, dict) or card.get("schema") != SCHEMA:
                 raise ValueError(f"its json is not of schema {SCHEMA}")
             if card.get("sha256") != hashlib.sha256(data).hexdigest():
                 raise ValueError("its json belongs to other tensors")
-            tensors = load(data)
+            tensors = _loaded(data)
             _check(tensors)
         except FileNotFoundError as error:
             missing = Path(error.filename).name
@@ -95,7 +98,7 @@ class Latent:
         about = {name: value for name, value in card.items() if name not in known}
         target = tensors.get("target")
         return cls(
-            **{name: tensors[name].astype(np.float32) for name in TENSORS}, model=str(card.get("model")),
+            **{name: tensors[name] for name in TENSORS}, model=str(card.get("model")),
             target=target, about=about,
         )  # fmt: skip
 
@@ -118,9 +121,10 @@ class Latent:
         return replace(self, ws=ws, z_m=z_m, times=times, cameras=cameras, target=None)
 
     def scaled(self, factor: float) -> Latent:
-        """Its own motion, `factor` times as strong: 0 stands still. Raises ValueError unless it is finite."""
-        if not math.isfinite(factor):
-            raise ValueError(f"--scale {factor}: must be a finite number")
+        """Its own motion, `factor` times as strong: 0 stands still. Raises ValueError for more than
+        MOST_SCALE."""
+        if not abs(factor) <= MOST_SCALE:
+            raise ValueError(f"--scale {factor:g}: give a number from -{MOST_SCALE:g} to {MOST_SCALE:g}")
         return self.with_motion(self.z_m * np.float32(factor), self.times, self.cameras)
 
     def driven_by(self, driving: Latent) -> Latent:
@@ -157,13 +161,27 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _loaded(data: bytes) -> dict[str, NDArray[Any]]:
+    """Raises ValueError for kinds of numbers that numpy does not have, and SafetensorError."""
+    from safetensors.numpy import load
+
+    try:
+        return load(data)
+    except KeyError as error:
+        raise ValueError(f"it holds {error.args[0]}, not float32") from None
+
+
 def _check(tensors: dict[str, NDArray[Any]]) -> None:
     """Raises ValueError unless the tensors are those of a latent."""
     from model.camera import check_cameras
 
     if missing := [name for name in TENSORS if name not in tensors]:
         raise ValueError(f"it has no {missing[0]}")
+    if wrong := [name for name in TENSORS if tensors[name].dtype != np.float32]:
+        raise ValueError(f"its {wrong[0]} is {tensors[wrong[0]].dtype}, not float32")
     count = tensors["times"].shape[0] if tensors["times"].ndim == 1 else 0
+    if count > MOST_FRAMES:
+        raise ValueError(f"it has {count:,} frames; {MOST_FRAMES:,} are the most")
     fits = {
         "ws": tensors["ws"].ndim == 2 or (tensors["ws"].ndim == 3 and len(tensors["ws"]) == count),
         "z_m": tensors["z_m"].ndim == 2 and len(tensors["z_m"]) in (1, count),
@@ -175,6 +193,8 @@ def _check(tensors: dict[str, NDArray[Any]]) -> None:
     if not all(np.isfinite(tensors[name]).all() for name in TENSORS):
         raise ValueError("it has numbers that are not finite")
     target = tensors.get("target")
-    if target is not None and (target.dtype != np.uint8 or target.ndim != 4 or len(target) != count):
+    if target is not None and (
+        target.dtype != np.uint8 or target.ndim != 4 or len(target) != count or target.shape[3] != 3
+    ):
         raise ValueError("its target is not uint8 [T, H, W, 3]")
     check_cameras(tensors["cameras"])

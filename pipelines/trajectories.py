@@ -6,7 +6,6 @@ angles are those of `model.camera.orbit` at eye height.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ def trajectory(
     the `model.camera` of the model, the installed one unless given. Raises ValueError of one line.
     """
     for option, value in (("--yaw", yaw_deg), ("--pitch", pitch_deg)):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{option} {value}: must be a finite number")
+        if value is not None and not abs(value) <= 360:
+            raise ValueError(f"{option} {value:g}: give degrees from -360 to 360")
     if path not in PATHS:
         return _of_file(path, frames)
     if cameras is None:

@@ -1,4 +1,7 @@
+import hashlib
 import json
+import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ torch = pytest.importorskip("torch")
 from small_model import small_model  # noqa: E402
 
 from pipelines.api import Model  # noqa: E402
-from pipelines.latents import Latent  # noqa: E402
+from pipelines.latents import TENSORS, Latent  # noqa: E402
 from pipelines.trajectories import trajectory  # noqa: E402
 
 
@@ -74,6 +77,27 @@ def test_numbers_that_are_no_latent_are_refused(
 ) -> None:
     path = replace(talk, **change).save(tmp_path / "bad")
     with pytest.raises(ValueError, match=message):
+        Latent.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "I32"])
+def test_other_kinds_of_numbers_are_refused(dtype: str, talk: Latent, tmp_path: Path) -> None:
+    path = talk.save(tmp_path / "bad")
+    header = {name: {"dtype": dtype, "shape": [0], "data_offsets": [0, 0]} for name in TENSORS}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"not float32.*invert again"):
+        Latent.load(path)
+
+
+def test_a_pipe_in_place_of_a_latent_is_refused_and_not_waited_for(talk: Latent, tmp_path: Path) -> None:
+    path = talk.save(tmp_path / "bad")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is no file"):
         Latent.load(path)
 
 

@@ -107,7 +107,7 @@ def test_a_latent_has_a_mesh(place: Path, tmp_path: Path) -> None:
         (("edit", "{talk}"), "--scale, --seed: give one of them, or both"),
         (("edit", "{face}", "--scale", "2"), "is of a picture, which has no motion"),
         (("transfer", "{face}", "--driving", "{face}"), "is of a picture, which has no motion"),
-        (("edit", "{talk}", "--scale", "inf"), "--scale inf: must be a finite number"),
+        (("edit", "{talk}", "--scale", "inf"), "--scale inf: give a number from -100 to 100"),
         (("edit", "{talk}", "--scale", "1", "--camera", "spiral"), "--camera spiral: no such file"),
         (("animate", "{face}", "--model", "{other}"), "the latent is of another model"),
         (("animate", "{face}", "--frames", "17"), "frames 17: this model was trained on windows of 16"),
