@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 CARD = "checkpoint.json"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")    # of a file: nothing that leads elsewhere
 
 Tensors = dict[str, "Tensor"]
 
@@ -153,7 +155,17 @@ def open_checkpoint(store: Storage, key: str) -> Checkpoint:
         raise ValueError(f"{key}/{CARD}: not JSON; the checkpoint is damaged") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA or not {"files", "step"} <= card.keys():
         raise ValueError(f"{key}/{CARD}: not of schema {SCHEMA}; it was written by another version")
+    if not _lists_files(card["files"]) or type(card["step"]) is not int:
+        raise ValueError(f"{key}/{CARD}: its files or its step are not as written; the checkpoint is damaged")
     return Checkpoint(store, key, card)
+
+
+def _lists_files(files: Any) -> bool:
+    """Whether it is a table of plain file names, each with bytes and sha256."""
+    return isinstance(files, dict) and all(
+        NAME.fullmatch(name) and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+        for name, entry in files.items()
+    )
 
 
 def latest(store: Storage, prefix: str) -> Checkpoint | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.checkpoints import Checkpoint, latest, open_checkpoint
+from infra.checkpoints import CARD, Checkpoint, latest, open_checkpoint
 from infra.json_values import read_object, read_text
 from infra.storage import FolderStorage, Storage
 from model.config import ModelConfig, Variant, from_dict
@@ -70,8 +70,12 @@ def find_checkpoint(store: Storage, checkpoint: str | Path) -> Checkpoint:
 
 
 def checkpoint_variant(checkpoint: Checkpoint) -> Variant:
-    """The variant that was trained, with every change of its settings."""
-    return from_dict(Variant, checkpoint.card["variant"])
+    """The variant that was trained, with every change of its settings. Raises ValueError for a card that has
+    none."""
+    found = checkpoint.card.get("variant")
+    if not isinstance(found, dict):
+        raise ValueError(f"{checkpoint.key}/{CARD}: has no variant; the checkpoint is damaged")
+    return from_dict(Variant, found)
 
 
 def load_generator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def test_a_file_that_changed_after_it_was_found_is_refused(store: FolderStorage)
         found.load("g")
     with pytest.raises(ValueError, match="has no nothing; it holds d, g"):
         found.load("nothing")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": None}, {"files": ["weights"]}, {"files": {"weights": {}}}, {"step": "1"},
+        {"files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}},
+    ],
+)  # fmt: skip
+def test_a_card_that_lists_no_files_of_its_own_is_refused(change: dict, store: FolderStorage) -> None:
+    card = {"schema": 1, "step": 1, "files": {"weights": {"bytes": 1, "sha256": ""}}}
+    store.write("a/checkpoint.json", json.dumps(card).encode())
+    assert checkpoints.open_checkpoint(store, "a").step == 1
+    store.write("a/checkpoint.json", json.dumps(card | change).encode())
+    with pytest.raises(ValueError, match=r"a/checkpoint.json: .*; the checkpoint is damaged"):
+        checkpoints.open_checkpoint(store, "a")
 
 
 def test_writing_a_step_again_replaces_it(store: FolderStorage) -> None:
