@@ -20,6 +20,8 @@ __all__ = [
 
 PlaneAxes = tuple[str | tuple[tuple[float, ...], ...], ...]
 
+MOST_PIXELS, MOST_WIDTH = 4096, 2048         # far beyond the paper's: 512 pixels, 512 channels
+
 # Each plane is named by the two world axes that become its width and height.
 NAMED_PLANE_AXES: dict[str, tuple[str, ...]] = {
     "eg3d_compat": ("xy", "xz", "zx"),  # as published: the third plane repeats the second (NVlabs/eg3d#67)
@@ -178,6 +180,7 @@ class ModelConfig:
                  "plane_features", "decoder_hidden")  # fmt: skip
         for name in sizes:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        self._check_most()
         require(self.frames_span >= 2, "frames_span", self.frames_span, "2 frames or more")
         blocks = len(self.block_resolutions)
         require(0 <= self.motion.blocks <= blocks, "motion.blocks", self.motion.blocks,
@@ -235,6 +238,25 @@ class ModelConfig:
         )
         for name in ("minibatch_group_image", "minibatch_group_video", "mapping_layers"):
             require(getattr(d, name) >= 1, f"discriminator.{name}", getattr(d, name), "1 or more")
+
+    def _check_most(self) -> None:
+        """A file from a stranger may hold any numbers: those that no memory would bear are refused here,
+        before a network is made of them."""
+        r = self.rendering
+        most = {
+            "img_resolution": MOST_PIXELS, "plane_resolution": MOST_PIXELS, "z_dim": MOST_WIDTH,
+            "z_m_dim": MOST_WIDTH, "w_dim": MOST_WIDTH, "channel_max": MOST_WIDTH,
+            "plane_features": MOST_WIDTH, "decoder_hidden": MOST_WIDTH, "mapping_layers": 64, "frames_span": 1 << 20,
+        }  # fmt: skip
+        found = {name: (getattr(self, name), limit) for name, limit in most.items()} | {
+            "rendering.resolution": (r.resolution, MOST_PIXELS // 4),
+            "rendering.samples_coarse": (r.samples_coarse, 1024),
+            "rendering.samples_fine": (r.samples_fine, 1024),
+            "superresolution.channels": (max(self.superresolution.channels, default=0), MOST_WIDTH),
+            "the number of plane_axes": (len(self.plane_axes), 64),
+        }
+        for name, (value, limit) in found.items():
+            require(value <= limit, name, value, f"{limit} or less")
 
 
 @dataclass(frozen=True, kw_only=True)
