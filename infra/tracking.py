@@ -20,7 +20,8 @@ from infra.storage import Storage
 log = logging.getLogger(__name__)
 
 BATCH = 1000  # MLflow's limit of metrics per call
-_SCHEMES = ("databricks", "databricks-uc", "uc", "file", "postgresql", "mysql", "mssql")
+_SCHEMES = ("databricks", "databricks-uc", "uc", "file")
+_DATABASES = ("postgresql", "mysql", "mssql")
 PARAM_LENGTH = 6000  # of a parameter's value
 LOGGED_UNTIL = "pv3d.logged_until"  # tag: the last update whose metrics are there
 
@@ -151,8 +152,23 @@ def check_tracking(uri: str) -> None:
         _check_database(uri, Path(uri.partition(":///")[2].partition("?")[0]))
     elif scheme in ("http", "https"):
         _check_server(uri)
-    elif "://" in uri and scheme not in _SCHEMES:
+    elif scheme in _DATABASES:
+        _check_driver(uri)
+    elif scheme not in _SCHEMES:
         raise ValueError(f"storage.tracking: {uri} is no address of MLflow; write sqlite:///FILE or http://HOST")
+
+
+def _check_driver(uri: str) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise ValueError(f"storage.tracking: {uri}: needs a driver ({error}); install it") from None
+    except (SQLAlchemyError, ValueError) as error:
+        cause = str(error).splitlines()[0][:120]
+        raise ValueError(f"storage.tracking: {uri}: is no address of a database ({cause})") from None
 
 
 def _check_database(uri: str, path: Path) -> None:

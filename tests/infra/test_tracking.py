@@ -103,6 +103,8 @@ def test_many_metrics_are_sent_in_pieces(place: Path) -> None:
         ("http://127.0.0.1:99999", "nothing answers"),
         ("http://", "nothing answers"),
         ("foo://x", "is no address of MLflow"),
+        ("a folder\x1b", "is no address of MLflow"),
+        ("postgresql+nothing://x/y", "is no address of a database"),
     ],
 )
 def test_a_tracking_place_that_cannot_be_is_refused_at_once(uri: str, message: str, tmp_path: Path) -> None:
