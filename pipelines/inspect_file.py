@@ -20,6 +20,8 @@ def inspect_file(path: Path) -> tuple[dict[str, Any], str]:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: can tell of {', '.join(sorted(FORMATS))} alone; give one of them")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no file; give a picture or video")
     try:
         plain = _plain(path)
     except OSError as error:
@@ -71,7 +73,8 @@ def _plain(path: Path) -> dict[str, str]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # its kind is not guessed: a playlist would lead to other files
+        with av.open(str(path), format="mp4") as container:
             tags = container.metadata
             return {key: str(tags[key]) for key in TAGS if key in tags}
     except (av.error.FFmpegError, UnicodeDecodeError) as error:

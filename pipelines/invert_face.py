@@ -31,6 +31,7 @@ Picture = NDArray[np.uint8]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MOST_PIXELS = 1 << 26            # 8192 x 8192: of a picture, before it is decoded
+MOST_SIDE = 32766                # px, of what the lossless video takes
 MOST_BYTES = 1 << 28             # of a picture's file
 FPS = 25.0
 FACE = "stages.backends.dlib:DlibFaces"
@@ -105,6 +106,8 @@ def read_picture(source: Path) -> Picture:
                 width, height = opened.size
                 if width * height > MOST_PIXELS:
                     raise Image.DecompressionBombError(f"{width} x {height} px")
+                if max(width, height) > MOST_SIDE:
+                    raise ValueError(f"{width} x {height} px; {MOST_SIDE:,} are the most on a side")
                 upright = ImageOps.exif_transpose(opened.convert("RGB"))
                 return np.ascontiguousarray(np.asarray(upright, np.uint8))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
