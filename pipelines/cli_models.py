@@ -115,7 +115,7 @@ def generate(model: str | None, seeds: str, **chosen: Any) -> Answer:
 def mesh(model: str | None, out: Path, **chosen: Any) -> Answer:
     """Write the surface of a portrait, with normals and colours.
 
-    Without a MODEL it is the one that ships with pv3d."""
+    Without a MODEL it is that of the latent, or the one that ships with pv3d."""
     from pipelines.meshes import write_meshes
 
     return _answer(write_meshes(model, out, **chosen))

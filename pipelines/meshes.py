@@ -108,17 +108,21 @@ def write_meshes(
 ) -> list[Path]:  # fmt: skip
     """Write `out`, or with `frames` one file per frame, OUT-0000 and on; `options` as in `mesh_of`.
 
-    The portrait is that of `seed`, or of the file `latent`, at `time`; or all along its frames. Raises
-    ValueError of one line, and leaves no file behind then.
+    The portrait is that of `seed`, or of the file `latent`, at `time`; or all along its frames. Without a
+    `model` it is the latent's own. Raises ValueError of one line, and leaves no file behind then.
     """
     from pipelines.api import Model
+    from pipelines.motions import opened as opened_latent
     from pipelines.outputs import make_folder
     from pipelines.progress import Progress
 
     check_suffix(out)
     _trimesh()
-    opened = Model.load(model, tracking)
-    portrait = _portrait(opened, seed, latent, time, frames, psi)
+    if latent is None:
+        opened, found = Model.load(model, tracking), None
+    else:
+        found, opened = opened_latent(Path(latent), model, tracking)
+    portrait = _portrait(opened, seed, found, time, frames, psi)
     names = [out] if frames is None else [
         out.with_name(f"{out.stem}-{index:04d}{out.suffix}") for index in range(len(portrait))
     ]  # fmt: skip
@@ -141,7 +145,7 @@ def write_meshes(
 
 
 def _portrait(
-    model: Any, seed: int, latent: str | None, time: float, frames: int | None, psi: float
+    model: Any, seed: int, latent: Latent | None, time: float, frames: int | None, psi: float
 ) -> Latent:
     if not 0 <= time <= 1:
         raise ValueError(f"--time {time:g}: give a time from 0 to 1")
@@ -149,14 +153,12 @@ def _portrait(
     if latent is None:
         sampled: Latent = model.sample(seed, times=times, psi=psi)
         return sampled
-    found = Latent.load(latent)
-    found.check_model(model.sha256, model.name)
     if frames is None:
-        nearest = [int(np.abs(found.times - time).argmin())] if len(found.z_m) > 1 else [0]
-        return found.with_motion(found.z_m[nearest], times)
-    if frames > len(found):
-        raise ValueError(f"--frames {frames}: {latent} has {len(found)}; give so many or fewer")
-    return found.with_motion(found.z_m[:frames], found.times[:frames])
+        nearest = [int(np.abs(latent.times - time).argmin())] if len(latent.z_m) > 1 else [0]
+        return latent.with_motion(latent.z_m[nearest], times)
+    if frames > len(latent):
+        raise ValueError(f"--frames {frames}: the latent has {len(latent)}; give so many or fewer")
+    return latent.with_motion(latent.z_m[:frames], latent.times[:frames])
 
 
 def check_suffix(path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.api import Model
-from pipelines.latents import Floats, Latent
+from pipelines.latents import Floats, Latent, tensors_path
 from pipelines.outputs import Format, make_folder, write_clip
 from pipelines.packed import PORTRAITS
 from pipelines.publish import MARKED, Marking, ready
@@ -77,10 +77,18 @@ def opened(path: Path, model: str | None, tracking: str) -> tuple[Latent, Model]
     return latent, loaded
 
 
+def _apart(save: Path | None, *read: Path) -> None:
+    """Raises ValueError where `save` is a latent that was read: the pictures that it was inverted from would
+    be gone."""
+    if save is not None and tensors_path(save).resolve() in {tensors_path(path).resolve() for path in read}:
+        raise ValueError(f"--save {save}: is a latent that is read here; give another name")
+
+
 def animate(
     path: Path, shown: Shown, *, seeds: Sequence[int], frames: int | None, model: str | None, tracking: str
 ) -> list[Path]:
     """The portrait in the motion of each seed."""
+    _apart(shown.save, path)
     ready(shown.marking)
     latent, loaded = opened(path, model, tracking)
     times = loaded.times(min(16, loaded.config.frames_span) if frames is None else frames)
@@ -95,6 +103,7 @@ def edit(
     path: Path, shown: Shown, *, scale: float | None, seed: int | None, model: str | None, tracking: str
 ) -> list[Path]:
     """Its motion sampled anew, or its own made stronger or weaker; or both."""
+    _apart(shown.save, path)
     latent, loaded = opened(path, model, tracking)
     ready(shown.marking)
     if scale is None and seed is None:
@@ -111,6 +120,7 @@ def edit(
 
 def transfer(path: Path, shown: Shown, *, driving: Path, model: str | None, tracking: str) -> list[Path]:
     """The portrait in the motion of another latent."""
+    _apart(shown.save, path, driving)
     ready(shown.marking)
     latent, loaded = opened(path, model, tracking)
     other = Latent.load(driving)

@@ -95,7 +95,7 @@ def test_a_reconstruction_is_shown_beside_its_picture_and_measured(place: Path, 
 
 def test_a_latent_has_a_mesh(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("trimesh")
-    words = ("mesh", place / "small.safetensors", "--latent", place / "talk", "--frames", 2, "--level", 0)
+    words = ("mesh", "--latent", place / "talk", "--frames", 2, "--level", 0)    # of its own model
     found = files_of(pv3d(*words, "--resolution", 16, "--out", tmp_path / "a.ply"))
     assert found == ["a-0000.ply", "a-0001.ply"]
 
@@ -112,6 +112,8 @@ def test_a_latent_has_a_mesh(place: Path, tmp_path: Path) -> None:
         (("animate", "{face}", "--model", "{other}"), "the latent is of another model"),
         (("animate", "{face}", "--frames", "17"), "frames 17: this model was trained on windows of 16"),
         (("animate", "{face}", "--seeds", "0-1", "--save", "x"), "one latent is written; give one seed"),
+        (("edit", "{talk}", "--scale", "0", "--save", "{talk}"), "is a latent that is read here"),
+        (("transfer", "{face}", "--driving", "{talk}", "--save", "{talk}.json"), "is a latent that is read"),
         (("animate", "{face}", "--views", "a"), "--views a: write degrees such as -30,0,30"),
     ],
 )
