@@ -36,7 +36,9 @@ def invert(
     from pipelines.api import Model
     from pipelines.progress import Progress
 
-    own = {name: options.pop(name) for name in Settings.__dataclass_fields__ if name in options}
+    # `perceptual` is a network's file here, and in Settings the weight of what it says
+    names = Settings.__dataclass_fields__.keys() - {"perceptual"}
+    own = {name: options.pop(name) for name in names if name in options}
     settings = Settings(**{name: value for name, value in own.items() if value is not None})
     opened = Model.load(model, tracking)
     path = tensors_path(out)

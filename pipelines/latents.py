@@ -145,18 +145,23 @@ def stretched(rows: Floats, count: int) -> Floats:
 
 
 def tensors_path(path: Path) -> Path:
-    """NAME.safetensors of NAME, NAME.json or itself."""
+    """NAME.safetensors of NAME, NAME.json or itself. Raises ValueError where there is no name."""
+    if not path.name:
+        raise ValueError(f"{str(path)!r} is no name of a latent; give a file's")
     if path.suffix in (SUFFIX, ".json"):
         return path.with_suffix(SUFFIX)
     return path.with_name(path.name + SUFFIX)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file; after a crash it is the old one or the new one."""
+    """Replace a file; after a crash it is the old one or the new one. Raises ValueError for a folder that
+    takes no files."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: cannot be written there; choose another place") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from pipelines.api import Model  # noqa: E402
 from pipelines.checkpoints import EMA  # noqa: E402
 from pipelines.generate import generate  # noqa: E402
 from pipelines.inspect_file import inspect_file  # noqa: E402
+from pipelines.invert import invert  # noqa: E402
 from pipelines.publish import Marking  # noqa: E402
 from pipelines.register import register_generator  # noqa: E402
 from pipelines.trajectories import trajectory  # noqa: E402
+from stages.sources.portraits import GRACE_HOPPER, _path  # noqa: E402
 from stages.video import probe  # noqa: E402
 
 
@@ -218,3 +221,14 @@ def test_an_output_that_is_a_file_is_refused(checkpoint: Path, tmp_path: Path) -
     (tmp_path / "out").write_text("")
     with pytest.raises(ValueError, match=r"--out .*out"):
         generate(str(checkpoint), seeds=[0], frames=2, out=tmp_path / "out", tracking="unused")
+
+
+def test_a_network_of_ones_own_for_an_inversions_loss_is_looked_at(checkpoint: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "network.pt"
+    pickled.write_bytes(pickle.dumps({"weights": 1}))
+    with pytest.raises(ValueError, match=r"network\.pt"):
+        invert(
+            _path(GRACE_HOPPER), tmp_path / "me", model=str(checkpoint), tracking="unused", steps=1,
+            perceptual=pickled,
+        )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["network.pt"]
