@@ -78,6 +78,7 @@ def served(model: Model, host: str, port: int, marking: Marking = MARKED) -> Ite
     found = Served(f"http://{f'[{host}]' if ':' in host else host}:{port}", Renderer(model))
     pages = found.pages
     logging.getLogger("websockets").setLevel(logging.WARNING)
+    logging.getLogger("websockets.server").addFilter(_of_a_page)
     with contextlib.redirect_stdout(io.StringIO()):      # it draws a box, and knows no other way to be told
         server = viser.ViserServer(host=host, port=port, label="pv3d", verbose=False)
     try:
@@ -108,6 +109,11 @@ def served(model: Model, host: str, port: int, marking: Marking = MARKED) -> Ite
             server.stop()
 
 
+def _of_a_page(record: logging.LogRecord) -> bool:
+    """Not of a visitor who speaks no HTTP: it has a traceback, and anybody's port scan is one."""
+    return record.msg != "opening handshake failed"
+
+
 def free_port(host: str, port: int) -> int:
     """The port, or a free one for 0. Raises ValueError where nobody can listen."""
     try:
@@ -119,7 +125,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind(place)
             found: int = probe.getsockname()[1]
             return found
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise ValueError(f"--host {host}: is no address of this machine; give 127.0.0.1") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:

@@ -544,7 +544,7 @@ def test_a_port_in_use_is_one_line(packed):
     assert answer.stderr == f"pv3d: --port {port}: is in use; give another, or 0 for any that is free\n"
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a" * 100])
 def test_a_host_that_is_not_here_is_one_line(host):
     with pytest.raises(ValueError, match=f"--host {host}: is no address of this machine"):
         free_port(host, 0)
