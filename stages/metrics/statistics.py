@@ -203,7 +203,7 @@ def _published(data: bytes, path: Path) -> Statistics:
     ) as error:  # fmt: skip
         cause = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ValueError(f"{what}: cannot be read ({cause}); give the authors' pickle or an npz") from None
-    if count < 2 or products.shape != (len(total),) * 2:
+    if not 2 <= count < 1 << 53 or products.shape != (len(total),) * 2:
         raise ValueError(f"{what}: {count} videos, sums {total.shape} and {products.shape} do not fit")
     mean = total / count
     return _sound(

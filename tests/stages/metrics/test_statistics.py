@@ -89,6 +89,14 @@ def test_a_pickle_that_runs_something_is_refused_unexecuted(tmp_path: Path, monk
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("count", [-1, 1, 10**400])
+def test_a_count_that_no_features_have_is_refused(count: int, tmp_path: Path) -> None:
+    path = tmp_path / "count.pkl"
+    path.write_bytes(pickle.dumps({"num_items": count, "raw_mean": np.zeros(2), "raw_cov": np.eye(2)}))
+    with pytest.raises(ValueError, match=r"count\.pkl: .* do not fit"):
+        read_statistics(path)
+
+
 @pytest.mark.parametrize("data", [b"", b"nothing", b"PK\x03\x04 cut", pickle.dumps([1]), pickle.dumps({})])
 def test_what_is_no_statistics_file_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "file"
