@@ -148,9 +148,11 @@ def checkpoints(store: Storage, prefix: str) -> Iterator[Checkpoint]:
 def open_checkpoint(store: Storage, key: str) -> Checkpoint:
     """The checkpoint in folder `key`. Raises ValueError when there is none, or its card cannot be read."""
     try:
-        card = parsed(store.read(f"{key}/{CARD}"))
+        data = store.read(f"{key}/{CARD}")
     except FileNotFoundError:
         raise ValueError(f"{key} in {store.root} is no checkpoint: it has no {CARD}") from None
+    try:
+        card = parsed(data)
     except ValueError:
         raise ValueError(f"{key}/{CARD}: not JSON; the checkpoint is damaged") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA or not {"files", "step"} <= card.keys():
