@@ -246,7 +246,8 @@ class ModelConfig:
         most = {
             "img_resolution": MOST_PIXELS, "plane_resolution": MOST_PIXELS, "z_dim": MOST_WIDTH,
             "z_m_dim": MOST_WIDTH, "w_dim": MOST_WIDTH, "channel_max": MOST_WIDTH,
-            "plane_features": MOST_WIDTH, "decoder_hidden": MOST_WIDTH, "mapping_layers": 64, "frames_span": 1 << 20,
+            "plane_features": MOST_WIDTH, "decoder_hidden": MOST_WIDTH,
+            "mapping_layers": 64, "frames_span": 1 << 20,
         }  # fmt: skip
         found = {name: (getattr(self, name), limit) for name, limit in most.items()} | {
             "rendering.resolution": (r.resolution, MOST_PIXELS // 4),
