@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".ply", ".obj", ".glb")
 LEVEL, RESOLUTION, CHUNK = 10.0, 128, 1 << 18    # level and resolution of the authors' meshes
+MOST_BOX = 1000.0                                # world units: a head is about 1
 MOST_RESOLUTION = 768                            # points per side: 1.8 GB of density
 
 
@@ -170,8 +171,8 @@ def check_suffix(path: Path) -> None:
 def _check(level: float, box: float, resolution: int, chunk: int) -> None:
     if not np.isfinite(level):
         raise ValueError(f"--level {level}: must be a finite number")
-    if not (np.isfinite(box) and box > 0):
-        raise ValueError(f"--box {box}: give a side in world units, such as 1")
+    if not 0 < box <= MOST_BOX:
+        raise ValueError(f"--box {box:g}: give a side in world units, such as 1")
     if not 8 <= resolution <= MOST_RESOLUTION:
         raise ValueError(f"--resolution {resolution}: give 8 to {MOST_RESOLUTION} points per side")
     if chunk < 1:

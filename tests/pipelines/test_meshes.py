@@ -168,7 +168,8 @@ def test_a_clip_is_a_sequence_of_meshes(checkpoint: Path, tmp_path: Path) -> Non
     [
         ("head.ply", {"level": 1e6}, r"--level 1e\+06: no surface, the density reaches from"),
         ("head.ply", {"level": float("nan")}, "--level nan: must be a finite number"),
-        ("head.ply", {"box": -1.0}, "--box -1.0: give a side"),
+        ("head.ply", {"box": -1.0}, "--box -1: give a side"),
+        ("head.ply", {"box": 1e300}, r"--box 1e\+300: give a side"),
         ("head.ply", {"resolution": 10**6}, "--resolution 1000000: give 8 to 768"),
         ("head.ply", {"time": 2.0}, "--time 2: give a time from 0 to 1"),
         ("head.stl", {}, "head.stl: no kind of mesh; end it in .ply, .obj, .glb"),
