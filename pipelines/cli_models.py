@@ -199,7 +199,7 @@ def animate(latent: Path, seeds: str, **chosen: Any) -> Answer:
     return _answer(move(latent, shown, seeds=listed, **chosen))
 
 
-@click.command(epilog="Example: pv3d edit talk.safetensors --scale 0.5 --views=-30,0,30 --out calmer")
+@click.command(epilog="\b\nExample:\n  pv3d edit talk.safetensors --scale 0.5 --views=-30,0,30 --out calmer")
 @takes_latent
 @click.option("--scale", type=float, metavar="K", help="Its motion K times as strong; 0 stands still.")
 @click.option("--seed", type=click.IntRange(0), help="In place of its motion, that of a seed.")
@@ -216,7 +216,7 @@ def edit(latent: Path, **chosen: Any) -> Answer:
     return _answer(change(latent, _shown(chosen), **chosen))
 
 
-@click.command(epilog="Example: pv3d transfer me.safetensors --driving talk.safetensors --out as_talk")
+@click.command(epilog="\b\nExample:\n  pv3d transfer me.safetensors --driving talk.safetensors --out as_talk")
 @takes_latent
 @click.option("--driving", required=True, type=click.Path(path_type=Path), metavar="LATENT")
 @takes_camera("own")

@@ -11,7 +11,12 @@ from pipelines.cli_parts import Answer, answers, marks, tracked
 
 
 @click.command(
-    epilog="Examples: pv3d view;  pv3d view models:/pv3d@candidate --open;  pv3d view runs/demo --port 0"
+    epilog="""\b
+    Examples:
+      pv3d view
+      pv3d view models:/pv3d@candidate --open
+      pv3d view runs/demo --port 0
+    """
 )
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
@@ -37,7 +42,7 @@ def inspect(file: Path) -> Answer:
     return inspect_file(file)
 
 
-@click.command(epilog="Example: pv3d pack runs/demo --out portraits.safetensors --note 'profile demo'")
+@click.command(epilog="\b\nExample:\n  pv3d pack runs/demo --out portraits.safetensors --note 'profile demo'")
 @click.argument("model", metavar="MODEL")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--note", default="", metavar="TEXT", help="How it was trained; kept in the file.")
