@@ -162,6 +162,9 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: cannot be written there; choose another place") from None
+    except OSError as error:
+        error.filename = error.filename or str(path)         # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
