@@ -149,7 +149,8 @@ def invert(source: Path, out: Path, **chosen: Any) -> Answer:
     from pipelines.invert import invert as find
 
     told = find(source, out, **chosen)
-    text = f"{told['latent']}  {told['frames']} frames, {told['psnr']:.2f} dB (the mean face: "
+    frames = "a picture" if told["frames"] == 1 else f"{told['frames']} frames"
+    text = f"{told['latent']}  {frames}, {told['psnr']:.2f} dB (the mean face: "
     text += f"{told['mean_latent_psnr']:.2f} dB) in {told['seconds']:.0f} s, perceptual loss: {told['loss']}"
     return told, text
 
