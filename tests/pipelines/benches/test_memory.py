@@ -45,7 +45,8 @@ def test_a_row_is_measured_and_one_that_does_not_fit_is_told() -> None:
     assert found is not None
     assert 0 < found["start_gb"] < found["tensors_gb"] < found["peak_gb"] < 4
     assert found["update_s"] < sum(found[f"{phase}_s"] for phase in PHASES) + 1
-    huge = Setting("tiny", 2, model={"channel_base": 2**30, "channel_max": 2**20})  # 40 TB of weights
+    large = {"rendering.resolution": 1024, "rendering.samples_coarse": 1024}    # 4e9 points, terabytes of features
+    huge = Setting("tiny", 2, model=large)
     text = memory.markdown([(row, found), (huge, measure(huge, 0))])
     *_, measured, refused = text.splitlines()
     assert f"0, 1 | checkpointing, chunk_rays 300 | {found['tensors_gb']:.2f} |" in measured
