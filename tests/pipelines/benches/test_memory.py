@@ -45,7 +45,7 @@ def test_a_row_is_measured_and_one_that_does_not_fit_is_told() -> None:
     assert found is not None
     assert 0 < found["start_gb"] < found["tensors_gb"] < found["peak_gb"] < 4
     assert found["update_s"] < sum(found[f"{phase}_s"] for phase in PHASES) + 1
-    large = {"rendering.resolution": 1024, "rendering.samples_coarse": 1024}    # 4e9 points, terabytes of features
+    large = {"rendering.resolution": 1024, "rendering.samples_coarse": 1024}    # terabytes of features
     huge = Setting("tiny", 2, model=large)
     text = memory.markdown([(row, found), (huge, measure(huge, 0))])
     *_, measured, refused = text.splitlines()
