@@ -180,16 +180,18 @@ def _shown(chosen: dict[str, Any]) -> Any:
     return Shown(yaws=yaws, kinds=kinds, **{name: chosen.pop(name) for name in names})
 
 
+def shows_latent(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what animate, edit and transfer share: the camera, what is written, and marks."""
+    for option in (answers, tracked, marks, SAVE, writes_clips, takes_camera("own")):
+        command = option(command)
+    return command
+
+
 @click.command(epilog="Example: pv3d animate me.safetensors --seeds 0-3 --camera orbit --out moving")
 @takes_latent
 @click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Of the motion.")
 @FRAMES
-@takes_camera("own")
-@writes_clips
-@SAVE
-@marks
-@tracked
-@answers
+@shows_latent
 def animate(latent: Path, seeds: str, **chosen: Any) -> Answer:
     """Move an inverted portrait by sampled motion, seen from anywhere."""
     from pipelines.motions import animate as move
@@ -204,12 +206,7 @@ def animate(latent: Path, seeds: str, **chosen: Any) -> Answer:
 @takes_latent
 @click.option("--scale", type=float, metavar="K", help="Its motion K times as strong; 0 stands still.")
 @click.option("--seed", type=click.IntRange(0), help="In place of its motion, that of a seed.")
-@takes_camera("own")
-@writes_clips
-@SAVE
-@marks
-@tracked
-@answers
+@shows_latent
 def edit(latent: Path, **chosen: Any) -> Answer:
     """Change the motion of an inverted video: scaled, or sampled anew."""
     from pipelines.motions import edit as change
@@ -220,12 +217,7 @@ def edit(latent: Path, **chosen: Any) -> Answer:
 @click.command(epilog="\b\nExample:\n  pv3d transfer me.safetensors --driving talk.safetensors --out as_talk")
 @takes_latent
 @click.option("--driving", required=True, type=click.Path(path_type=Path), metavar="LATENT")
-@takes_camera("own")
-@writes_clips
-@SAVE
-@marks
-@tracked
-@answers
+@shows_latent
 def transfer(latent: Path, **chosen: Any) -> Answer:
     """Put the motion of one inverted video on another portrait."""
     from pipelines.motions import transfer as drive
