@@ -98,7 +98,7 @@ class Renderer:
         self.planes_made = 0
         self._front = model.opened.cameras.canonical_camera().encode()
         self._lock = threading.Lock()
-        self._stale: Callable[[], bool] | None = None
+        self._casting = threading.local()        # others may call the same networks meanwhile
         self._codes: Kept[tuple[Tensor, Tensor]] = Kept(64, lambda _: 1)
         self._planes: Kept[Tensor] = Kept(PLANES_BYTES, lambda x: x.numel() * x.element_size())
         self._pictures: Kept[Picture] = Kept(PICTURES_BYTES, lambda x: x.nbytes)
@@ -128,14 +128,15 @@ class Renderer:
 
     @contextmanager
     def _watched(self, stale: Callable[[], bool] | None) -> Iterator[None]:
-        self._stale = stale
+        self._casting.stale = stale
         try:
             yield
         finally:
-            self._stale = None
+            self._casting.stale = None
 
     def _give_up(self, module: nn.Module, arguments: Any) -> None:
-        if self._stale is not None and self._stale():
+        stale = getattr(self._casting, "stale", None)
+        if stale is not None and stale():
             raise StaleError
 
     def _cast(self, shot: Shot, stale: Callable[[], bool] | None) -> Picture:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,6 +188,21 @@ def test_a_stale_picture_is_given_up_between_layers_and_made_when_wanted_again(r
     assert len(asked) == 21
     assert not renderer.ready(shot)
     assert renderer.picture(shot).shape == (64, 64, 3)
+
+
+def test_who_else_calls_the_networks_meanwhile_is_not_given_up(renderer, model):
+    others = []
+
+    def stale():
+        if not others:
+            others.append(None)
+            with ThreadPoolExecutor(1) as pool:
+                others.append(pool.submit(Renderer, model).result())
+        return True
+
+    with pytest.raises(StaleError):
+        renderer.picture(Shot(Portrait(3), 0, FRONT), stale)
+    assert len(others) == 2
 
 
 # --- the loop ----------------------------------------------------------------------------------------------
