@@ -263,10 +263,9 @@ def history(client: Any, name: str) -> list[dict[str, Any]]:
     """Every change of the champion, oldest first: {"version", "at", "by": "gate" or "rollback"}."""
     text = client.get_registered_model(name).tags.get(HISTORY, "[]")
     try:
-        events: list[dict[str, Any]] = json.loads(text)
-    except json.JSONDecodeError:
-        raise ValueError(f"{name}: its tag {HISTORY} is not JSON; delete the tag") from None
-    return events
+        return [{"version": int(e["version"]), "at": e["at"], "by": e["by"]} for e in json.loads(text)]
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{name}: its tag {HISTORY} is damaged; delete the tag") from None
 
 
 def before(events: list[dict[str, Any]], champion: int) -> list[int]:

@@ -131,10 +131,9 @@ def write_lossless(path: Path, picture: Picture) -> None:
 
 
 def _clip(video: Path, start_s: float, frames: int, **fields: Any) -> Clip:
-    times = start_s + np.arange(frames) / FPS
     from stages.video import probe
 
-    info = probe(video)
+    times, info = start_s + np.arange(frames) / FPS, probe(video)
     return Clip(
         id="portrait", source=video.name, video=str(video), fps=FPS, width=info.width, height=info.height,
         frame_times_s=times, **fields,

@@ -58,6 +58,9 @@ def two_nodes(data: Path) -> Iterator[Any]:
     """A cluster on this machine, and its two nodes that can be lost: of two cores each, the head has none."""
     from ray.cluster_utils import Cluster
 
+    from infra import cluster as joined
+
+    joined.stop()                       # the one of an earlier test
     with (
         tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
         pytest.MonkeyPatch.context() as patch,

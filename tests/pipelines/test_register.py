@@ -165,12 +165,13 @@ def test_a_version_is_served_without_this_project_from_a_folder_with_another_mod
         served = np.array(asked(address, rows, {"psi": 0.7})["predictions"], np.uint8)
         with pytest.raises(urllib.error.HTTPError) as refused:
             asked(address, {"time": [0.0]}, {})
+        reason = refused.value.read()
     import pandas
 
     loaded = mlflow.pyfunc.load_model(version.uri)
     np.testing.assert_array_equal(served, loaded.predict(pandas.DataFrame(rows), params={"psi": 0.7}))
     assert refused.value.code == 400
-    assert b"seed" in refused.value.read()
+    assert b"seed" in reason
 
 
 def asked(address: str, rows: dict, params: dict) -> dict:
