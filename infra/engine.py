@@ -149,13 +149,19 @@ class Engine:
         self.name, self.network, self.zero, self.parts = name, network, zero, parts
         self._parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
         optimizer = torch.optim.Adam(self._parameters.values(), lr=lr, betas=betas, eps=eps)
+        numbers = sum(p.numel() for p in self._parameters.values())
+        bucket = numbers + numbers % 2       # DeepSpeed wants an even one
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": videos // parts,
             "gradient_accumulation_steps": parts,
             "steps_per_print": 10**9,
             "gradient_clipping": 0.0,  # DeepSpeed clips at norm 1 unless told, which changes every GAN step
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": zero, "overlap_comm": False},
+            "zero_optimization": {
+                "stage": zero, "overlap_comm": False,
+                # DeepSpeed's are of 5e8 numbers, 2 GB for each network, however small it is
+                "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
+            },
         }
         with _quiet():
             self._engine, self._optimizer, _, _ = deepspeed.initialize(

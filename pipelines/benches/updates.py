@@ -99,7 +99,11 @@ def measure(setting: Setting, updates: int = 1) -> dict[str, float] | None:
         port = str(free.getsockname()[1])
         free.close()
         task = json.dumps({"setting": asdict(setting), "updates": updates, "out": folder})
-        world = {"WORLD_SIZE": str(setting.workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        threads = max((os.cpu_count() or 1) // setting.workers, 1)       # as Ray shares them out
+        world = {
+            "WORLD_SIZE": str(setting.workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": str(threads),
+        }  # fmt: skip
         command = [sys.executable, "-c", "from pipelines.benches.updates import main; main()", task]
         started = [
             subprocess.Popen(

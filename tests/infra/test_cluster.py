@@ -33,8 +33,9 @@ def test_ray_client_is_refused_and_told_what_to_use():
 
 
 @pytest.mark.slow
-def test_a_server_that_is_no_ray_is_told_apart_within_seconds():
+def test_a_server_that_is_no_ray_is_told_apart_within_seconds(monkeypatch):
     pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 4.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
