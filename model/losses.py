@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from model import augment, fast, ops
+from model import fast, ops
 from model.config import Recipe
 from model.discriminator import ImageDiscriminator, VideoDiscriminator
 from model.generator import Generator
@@ -68,8 +68,6 @@ class GeneratorInputs:
     """One torch.Generator, or one per video (`steps.video_generators`) for runs on several workers"""
     coarse_jitter: Tensor | None = None
     fine_u: Tensor | None = None
-    augment: Tensor | None = None
-    """[B, 5] of `augment.draw`"""
 
     def part(self, index: int, of: int) -> GeneratorInputs:
         """Videos index, index + of, ... with their own random numbers, which one generator for all cannot
@@ -81,7 +79,6 @@ class GeneratorInputs:
             cameras=self.cameras[index::of],
             mapping_cameras=None if self.mapping_cameras is None else self.mapping_cameras[index::of],
             random=self.random[index::of] if isinstance(self.random, list) else self.random,
-            augment=None if self.augment is None else self.augment[index::of],
         )  # fmt: skip
 
     def mapping(self, generator: Generator) -> Tensor:
@@ -89,24 +86,14 @@ class GeneratorInputs:
 
 
 def generate(generator: Generator, inputs: GeneratorInputs, *, update_w_avg: bool = False) -> Sample:
-    """Run the generator. Its frames' cameras are those that rendered them (frame 0's in mode `all`), also
-    where they are augmented."""
+    """Run the generator. Its frames' cameras are those that rendered them (frame 0's in mode `all`)."""
     frames = generator(
         inputs.z, inputs.z_m, inputs.times, inputs.cameras, mapping_cameras=inputs.mapping_cameras,
         noise_mode=inputs.noise_mode, rendering_resolution=inputs.rendering_resolution,
         generator=inputs.random,
         update_w_avg=update_w_avg, coarse_jitter=inputs.coarse_jitter, fine_u=inputs.fine_u,
     )  # fmt: skip
-    cameras = generator.condition(inputs.cameras)[1]
-    return augmented(Sample(frames.image, frames.image_raw, inputs.times, cameras), inputs.augment)
-
-
-def augmented(sample: Sample, draws: Tensor | None) -> Sample:
-    """The sample as `draws` [B, 5] of `augment.draw` say; as it is without them."""
-    if draws is None:
-        return sample
-    image, raw = (augment.augmented(x, draws) for x in (sample.image, sample.image_raw))
-    return sample._replace(image=image, image_raw=raw)
+    return Sample(frames.image, frames.image_raw, inputs.times, generator.condition(inputs.cameras)[1])
 
 
 def blurred(sample: Sample, sigma: float, *, raw: bool) -> Sample:

@@ -49,9 +49,6 @@ class Recipe:
     """`independent`: cameras of another draw than the times (official); `matched`: those of the same
     indices."""
     flip_fake_cameras: bool = False
-    augment: float = 0.0
-    """How strongly colours and place of what the discriminators see are changed at random, 0 to 1
-    (`model.augment`): for few clips."""
     checkpointing: bool = False
     """Recompute renderer and super-resolution in the backward pass: less memory, about a tenth more time."""
 
@@ -69,7 +66,6 @@ class Recipe:
         require(
             0 <= self.swap_probability <= 1, "swap_probability", self.swap_probability, "between 0 and 1"
         )
-        require(0 <= self.augment <= 1, "augment", self.augment, "between 0 and 1")
         require(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "betas",

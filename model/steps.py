@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import augment, losses, times
+from model import losses, times
 from model.config import ModelConfig, Recipe
 from model.discriminator import ImageDiscriminator, VideoDiscriminator
 from model.generator import Generator
@@ -126,13 +126,6 @@ def sample_times(
     return t.sort(dim=1).values
 
 
-def draw_augment(seed: int, step: int, recipe: Recipe) -> Tensor | None:
-    """[B, 5] for the real videos of update `step`, the whole batch; None where nothing is augmented."""
-    if not recipe.augment:
-        return None
-    return augment.draw(recipe.batch, recipe.augment, _seeded(seed, step, len(PHASES)))
-
-
 def swap_cameras(cameras: Tensor, swap: Tensor) -> Tensor:
     """cameras [B, T, 25] of the global batch, swap [B] bool -> those of the previous video (cyclic) where
     swapped."""
@@ -157,12 +150,10 @@ def draw_inputs(
             )
         t = matched_times.to(t)
     swap = torch.rand(videos, generator=generator) < swap_probability(samples, recipe)
-    changes = augment.draw(videos, recipe.augment, generator) if recipe.augment else None
     return GeneratorInputs(
         z=z, z_m=z_m, times=t, cameras=cameras,
         mapping_cameras=swap_cameras(shared_for_mapping(cameras, config), swap),
         rendering_resolution=rendering_resolution(samples, recipe, config.rendering.resolution),
-        augment=changes,
     )  # fmt: skip
 
 

@@ -95,9 +95,6 @@ def work(job: Job) -> None:
             record.add({"blur_sigma": blur, "rendering_resolution": resolution})
             images, times, cameras = batch.to(device)
             real = losses.real_sample(images, times, cameras, resolution)
-            augment = steps.draw_augment(settings.seed, step, recipe)
-            if augment is not None:
-                real = losses.augmented(real, augment[rank::workers].to(device))
 
             # --- G-main; the discriminators are frozen, as every network is outside of its own update
             if "generator_main" in phases:

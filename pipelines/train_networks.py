@@ -100,7 +100,7 @@ class Networks:
             engine.close()
 
     def to_device(self, inputs: GeneratorInputs) -> GeneratorInputs:
-        mapping, augment = inputs.mapping_cameras, inputs.augment
+        mapping = inputs.mapping_cameras
         return replace(
             inputs,
             z=inputs.z.to(self.device),
@@ -108,5 +108,4 @@ class Networks:
             times=inputs.times.to(self.device),
             cameras=inputs.cameras.to(self.device),
             mapping_cameras=None if mapping is None else mapping.to(self.device),
-            augment=None if augment is None else augment.to(self.device),
         )

@@ -153,7 +153,7 @@ def gradients(network, loss):
 )
 def test_two_workers_average_to_the_gradient_of_one(phase):
     """Every phase, with swap, minibatch groups and the draws inside the networks: rank r takes r, r + 2."""
-    recipe = Recipe(batch=4, density_points=20, augment=0.5)
+    recipe = Recipe(batch=4, density_points=20)
     torch.manual_seed(0)
     nets = steps.build(TINY, recipe)
     full = steps.draw_inputs(poses(4), TINY, recipe, samples=0, generator=steps.step_generator(7, 0, phase))
@@ -189,29 +189,6 @@ def test_two_workers_average_to_the_gradient_of_one(phase):
     one = gradient(0, 1)
     two = (gradient(0, 2) + gradient(1, 2)) / 2
     assert float((one - two).norm() / one.norm()) < 1e-4
-
-
-def test_augmentation_is_drawn_for_the_whole_batch_and_changes_what_is_generated():
-    recipe = Recipe(batch=4, augment=0.5)
-    drawn = steps.draw_augment(7, 3, recipe)
-    assert drawn.shape == (4, 5)
-    assert torch.equal(drawn, steps.draw_augment(7, 3, recipe))
-    assert not torch.equal(drawn, steps.draw_augment(7, 4, recipe))
-    assert steps.draw_augment(7, 3, Recipe(batch=4)) is None
-
-    inputs, plain = (
-        steps.draw_inputs(poses(4), TINY, r, samples=0, generator=torch.Generator().manual_seed(5))
-        for r in (recipe, Recipe(batch=4))
-    )
-    assert torch.equal(inputs.z, plain.z)                  # the other draws are as they were
-    assert torch.equal(inputs.part(1, 2).augment, inputs.augment[1::2])
-    inputs.noise_mode = plain.noise_mode = "const"
-    torch.manual_seed(0)
-    generator = Generator(TINY)
-    inputs.random, plain.random = (steps.video_generators(7, 3, "generator_main", range(4)) for _ in "ab")
-    with torch.no_grad():
-        changed, made = losses.generate(generator, inputs), losses.generate(generator, plain)
-    torch.testing.assert_close(changed.image, losses.augmented(made, inputs.augment).image)
 
 
 def test_parts_of_a_batch_share_no_video_and_keep_their_random_numbers():

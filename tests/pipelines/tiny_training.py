@@ -53,7 +53,6 @@ def small():
         batch=4, resolution_initial=4, resolution_fade_kvideos=0.03, blur_sigma=1.0, blur_fade_kvideos=0.2,
         blur_fade_by="global", swap_fade_kvideos=0.05, generator_reg_interval=2, discriminator_reg_interval=3,
         density_points=50, fake_camera_time="matched", fake_time="grid", flip_fake_cameras=True,
-        augment=0.5,
     )
     return Variant(name="small", model=model, recipe=recipe)
 
