@@ -36,6 +36,8 @@ from pipelines.view_page import letterboxed  # noqa: E402
 from pipelines.view_renderer import FULL, HALF, RAW, Portrait, Renderer, Shot, StaleError  # noqa: E402
 
 SIZE = (900, 420)
+# The library's, that there is no GPU here: it would cover the face.
+NO_NOTICES = "document.querySelectorAll('[role=alert]').forEach(notice => notice.style.display = 'none'), 0"
 FRONT = tuple(camera.canonical_camera().encode().tolist())
 
 
@@ -376,6 +378,7 @@ class Opened:
         side = min(width, height)
         file, before = self.browser.downloads / "shot.png", None
         while True:                                   # what opens fades in
+            self.browser.ask(NO_NOTICES)
             self.browser.shot(file, (round((width - side) / 2), 0, side, side))
             shown = cv2.imread(str(file))[..., ::-1]
             if before is not None and before.shape == shown.shape and np.array_equal(before, shown):
@@ -518,6 +521,7 @@ def test_the_yaw_that_the_camera_stage_measures_on_the_page_follows_the_drag(bro
 
     with served(Model(open_model(None, "unused")), "127.0.0.1", free_port("127.0.0.1", 0)) as server:
         opened, detector = Opened(browser, server), DlibFaces()
+        opened.page.seed.value = 5           # whose face the detector finds from all sides
         opened.browser.drag((200, 250), (229, 250))
         turns, measured = [], []
         for _ in range(9):
@@ -526,8 +530,7 @@ def test_the_yaw_that_the_camera_stage_measures_on_the_page_follows_the_drag(bro
             measured.append(face_yaw(np.ascontiguousarray(opened.canvas()), detector))
             opened.browser.drag((200, 250), (193, 250))
         found = following(turns, measured)
-        if found.found < 0.5:
-            pytest.skip("the camera stage finds no face in most pictures of the model that ships")
+        assert found.found >= 0.5, (turns, measured)
         assert found.correlation > 0.9, (turns, measured)
 
 
