@@ -134,12 +134,14 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
         first = train_workers(os.getpid())
         os.kill(first[-1], signal.SIGKILL)
         raylets = [process.process.pid for node in nodes for process in node.all_processes["raylet"]]
+        again: list[int] = []
 
         def begun_anew() -> list[int]:
-            return [pid for pid in raylets if set(train_workers(pid)) - set(first)]
+            again.extend(pid for pid in raylets if set(train_workers(pid)) - set(first))
+            return again
 
         wait_for(begun_anew)                # found early: the updates that are left take a second
-        raylet = begun_anew()[0]
+        raylet = again[0]
         wait_for(lambda: max(cards(root)) >= max(seen["worker"]) + 2)
         children = [pid for pid, (parent, _) in processes().items() if parent == raylet]
         seen["node"] = cards(root)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,6 +178,15 @@ def test_the_gate_takes_the_better_refuses_the_worse_and_says_why(tmp_path: Path
     assert rollback("pv3d", tracking) == (2, 3)
     events = [(event["version"], event["by"]) for event in history(client, "pv3d")]
     assert events == [(1, "gate"), (2, "gate"), (1, "rollback"), (3, "gate"), (2, "gate"), (3, "rollback")]
+
+
+def test_a_history_that_somebody_damaged_is_one_line(tmp_path: Path, mlflow_database: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(mlflow_database, tmp_path)}")
+    client.create_registered_model("faces")
+    for tag in ("no json", "1", "[1]", "[{}]", '[{"version": "x", "at": "", "by": "gate"}]'):
+        client.set_registered_model_tag("faces", "champion.history", tag)
+        with pytest.raises(ValueError, match=r"faces: its tag champion\.history is damaged; delete the tag"):
+            history(client, "faces")
 
 
 def test_a_figure_that_was_not_computed_keeps_the_gate_shut(tmp_path: Path, mlflow_database: Path) -> None:

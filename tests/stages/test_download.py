@@ -71,6 +71,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.videos = videos
         self.requests = []                           # (path, Range header)
+        self.times = []                              # of each, in seconds
         self.stop = threading.Event()
 
     def url(self, script, name="v.mp4"):
@@ -92,6 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         script = path.split("/")[1].split("-")
         seen = sum(1 for asked, _ in self.server.requests if asked == path)
         self.server.requests.append((path, self.headers.get("Range")))
+        self.server.times.append(time.monotonic())
         what = script[min(seen, len(script) - 1)]
         if what == "loop" or what == "file":
             target = self.path if what == "loop" else "file:///etc/passwd"
@@ -262,16 +264,14 @@ def test_a_throttled_worker_pauses_and_goes_on(server, stage, store, videos):
 
 
 def test_a_site_is_left_alone_for_as_long_as_it_asks(server, stage):
-    started = time.monotonic()
     one(stage(pause_s=0.01), server.url("later-ok"))
-    assert 1.0 <= time.monotonic() - started < 30.0          # the process that fetches takes seconds to start
+    assert 1.0 <= server.times[-1] - server.times[0] < 8.0
 
 
 def test_all_turns_of_a_video_together_wait_no_longer_than_the_setting(server, stage):
-    started = time.monotonic()
     with pytest.raises(Unreachable, match="throttled"):
         one(stage(attempts=9, pause_s=0.3, longest_pause_s=0.3, longest_wait_s=1.0), server.url("429"))
-    assert time.monotonic() - started < 30.0
+    assert server.times[-1] - server.times[0] < 8.0
     assert len(server.requests) < 8
 
 
