@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import sys
@@ -43,6 +44,8 @@ CRF = 25
 WINDOW = 2
 """Samples that a worker is asked for at once."""
 CLOSE_SECONDS = 60.0
+TRIM_EVERY = 8
+"""Samples after which a process gives free memory back."""
 
 
 @dataclass
@@ -176,6 +179,21 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def measured(function: Callable[[Any], T], sample: Any) -> T:
+    """What a metric makes of a sample, on one thread. The heap is trimmed now and then: holes that a network's
+    results leave in it grew the peak by a tenth from 50 to 200 videos. After every video it would cost 7 %."""
+    from infra.allocator import give_back
+
+    with one_thread():
+        answer = function(sample)
+    if next(_measured) % TRIM_EVERY == 0:
+        give_back()
+    return answer
+
+
+_measured = itertools.count(1)
+
+
 @dataclass(frozen=True)
 class Here:
     """Samples that this process makes (`stages.metrics.Samples`)."""
@@ -192,9 +210,7 @@ class Here:
 
     def map(self, function: Callable[[Any], T]) -> Iterator[T]:
         def run(number: int) -> T:
-            sample = self.studio.get(self.kind, number)
-            with one_thread():
-                return function(sample)
+            return measured(function, self.studio.get(self.kind, number))
 
         return watched(map(run, range(self.count)), self.count)
 
@@ -284,9 +300,7 @@ class _Worker:
         from ray import cloudpickle
 
         call = cloudpickle.loads(function)
-        sample = self._studio.get(kind, number)
-        with one_thread():
-            return call(sample)
+        return measured(call, self._studio.get(kind, number))
 
 
 @dataclass(frozen=True)

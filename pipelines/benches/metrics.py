@@ -82,11 +82,12 @@ class Files:
         return self.count
 
     def map(self, function: Callable[[Video], T]) -> Iterator[T]:
+        from pipelines.evaluate_samples import measured
         from stages.video import read_all
 
         for number in range(self.count):
             file = self.folder / f"{number % DIFFERENT}.mp4"
-            yield function(np.stack([frame for _, frame in read_all(file)]))
+            yield measured(function, np.stack([frame for _, frame in read_all(file)]))
 
 
 def _child(what: str, folder: Path, count: int, rounds: int) -> dict[str, float]:
