@@ -1,8 +1,8 @@
 """The CPU allocator that PyTorch's large tensors need.
 
 glibc maps every block over 32 MB afresh and unmaps it on free, so each large result pays page faults. Call
-`tune_allocator` at the start of a command, before the first tensor; a library must not. Smaller ones come from
-the heap, whose holes it keeps: work of many like pieces calls `give_back` after each.
+`tune_allocator` at the start of a command, before the first tensor; a library must not. Smaller ones come
+from the heap, whose holes it keeps: work of many like pieces calls `give_back` now and then.
 """
 
 from __future__ import annotations

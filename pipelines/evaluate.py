@@ -10,6 +10,7 @@ networks are here: what was measured is not measured again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -115,10 +116,12 @@ def of(checkpoint: Checkpoint) -> Subject:
 
 
 def figures(
-    store: Storage, settings: EvaluateSettings, subject: Subject, name: str | None = None
-) -> dict[str, Any]:
+    store: Storage, settings: EvaluateSettings, subject: Subject, name: str | None = None,
+    makers: Makers | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What the json of `subject` holds: read when it is in the store, else measured and written. `name`: its
-    key, by whoever needs it too: weights that come meanwhile make another."""
+    key, by whoever needs it too: weights that come meanwhile make another. `makers`: those of the subject,
+    for evaluations that differ in `mode` alone and share their videos."""
     computes = {path: metrics.load(path) for path in settings.metrics}
     name = name or result_name(subject, settings, store)
     if store.exists(name):
@@ -126,7 +129,11 @@ def figures(
         return read_result(store, name)
     _check_backends(settings)
     _check_files(settings)
-    values = measure(store, subject, settings, computes)
+    if makers is not None:
+        values = measure(makers, settings, computes)
+    else:
+        with Makers(store, subject, settings) as own:
+            values = measure(own, settings, computes)
     result = {
         "schema": SCHEMA,
         "checkpoint": subject.checkpoint,
@@ -235,64 +242,79 @@ def read_result(store: Storage, key: str) -> dict[str, Any]:
 
 
 def measure(
-    store: Storage, subject: Subject, settings: EvaluateSettings, computes: dict[str, metrics.Compute]
+    makers: Makers, settings: EvaluateSettings, computes: dict[str, metrics.Compute]
 ) -> dict[str, Value]:
-    """Run every metric on the samples that they share, made in a temporary folder, or by workers."""
+    """Run every metric on the samples that they share."""
     values: dict[str, Value] = {}
-    with contextlib.ExitStack() as stack:
-        evaluation = _evaluation(store, subject, settings, stack)
-        for path, compute in computes.items():
-            found = compute(evaluation)
-            doubt = doubts({key: value.to_json() for key, value in found.items()})
-            texts = (f"{key} {_text(value, doubt.get(key, ''))}" for key, value in found.items())
-            log.info("%s: %s", path, ", ".join(texts))
-            values.update(found)
+    evaluation = _evaluation(makers, settings)
+    for path, compute in computes.items():
+        found = compute(evaluation)
+        doubt = doubts({key: value.to_json() for key, value in found.items()})
+        texts = (f"{key} {_text(value, doubt.get(key, ''))}" for key, value in found.items())
+        log.info("%s: %s", path, ", ".join(texts))
+        values.update(found)
     return values
 
 
-def _evaluation(
-    store: Storage, subject: Subject, settings: EvaluateSettings, stack: contextlib.ExitStack
-) -> Evaluation:
+def _evaluation(makers: Makers, settings: EvaluateSettings) -> Evaluation:
     """What the metrics get. Nothing is made before a metric asks for it."""
-    opened = subject.open()
-    config = opened.generator.config
+    config, dataset = makers.opened.generator.config, makers.dataset
     near, far = config.rendering.ray_start, config.rendering.ray_end
     length = far - near if near is not None and far is not None else config.rendering.box_warp
-    dataset = dataset_of(store, latest_version(store)) if _sees_real(settings) else None
     kept, left_out = held_out(dataset, settings.frames, settings.videos)
     real_missing = "the dataset has no clip of held-out people; set stages.WriteShards.held_out=0.1, say"
     if left_out and not kept and sum(left_out.values()) > left_out["to train on"]:
         real_missing = f"no clip of held-out people has {settings.frames} frames; lower evaluate.frames"
-    counts: dict[Kind, int] = {"views": settings.clips, "videos": settings.videos, "real": len(kept)}
-    samples = _samples(store, subject, opened, dataset, settings, counts, stack)
     return Evaluation(
-        views=samples["views"], videos=samples["videos"], real=samples["real"],
+        views=makers.samples("views/paper" if settings.mode == "paper" else "views/official", settings.clips),
+        videos=makers.samples("videos", settings.videos), real=makers.samples("real", len(kept)),
         bin_size=length / (config.rendering.samples_coarse - 1), frames=settings.frames,
         size=config.img_resolution, real_key=real_key(dataset, settings), real_missing=real_missing,
         statistics=Path(settings.statistics).expanduser() if settings.statistics else None,
-        cache=store, mode=settings.mode, identity_backend=settings.identity_backend,
+        cache=makers.store, mode=settings.mode, identity_backend=settings.identity_backend,
         face_backend=settings.face_backend, networks=settings.networks, weights=find,
     )  # fmt: skip
 
 
-def _samples(
-    store: Storage, subject: Subject, opened: OpenModel, dataset: Dataset | None, settings: EvaluateSettings,
-    counts: dict[Kind, int], stack: contextlib.ExitStack,
-) -> dict[Kind, Samples[Any]]:  # fmt: skip
-    if settings.workers == 1:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pv3d-evaluate-")))
-        studio = Studio(opened, settings, folder, dataset)
-        return {kind: Here(studio, kind, count) for kind, count in counts.items()}
-    place, options, version = store.root, dict(store.s3), dataset.version if dataset else None
+class Makers(contextlib.ExitStack):
+    """Who makes the samples of a subject, in a temporary folder while the context lasts: this process, or
+    workers. Nothing is opened before it is wanted."""
 
-    def of_worker() -> Dataset | None:
-        from infra.storage import open_storage
+    def __init__(self, store: Storage, subject: Subject, settings: EvaluateSettings) -> None:
+        super().__init__()
+        self.store, self._subject, self._settings = store, subject, settings
 
-        return dataset_of(open_storage(place, **options), version)
+    @functools.cached_property
+    def opened(self) -> OpenModel:
+        return self._subject.open()
 
-    crew = Crew(settings.workers, subject.open, settings, of_worker)
-    stack.callback(crew.close)
-    return {kind: There(crew, kind, count) for kind, count in counts.items()}
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        return dataset_of(self.store, latest_version(self.store)) if _sees_real(self._settings) else None
+
+    def samples(self, kind: Kind, count: int) -> Samples[Any]:
+        if self._settings.workers == 1:
+            return Here(self._studio, kind, count)
+        return There(self._crew, kind, count)
+
+    @functools.cached_property
+    def _studio(self) -> Studio:
+        folder = self.enter_context(tempfile.TemporaryDirectory(prefix="pv3d-evaluate-"))
+        return Studio(self.opened, self._settings, Path(folder), self.dataset)
+
+    @functools.cached_property
+    def _crew(self) -> Crew:
+        place, options = self.store.root, dict(self.store.s3)
+        version = self.dataset.version if self.dataset else None
+
+        def of_worker() -> Dataset | None:
+            from infra.storage import open_storage
+
+            return dataset_of(open_storage(place, **options), version)
+
+        crew = Crew(self._settings.workers, self._subject.open, self._settings, of_worker)
+        self.callback(crew.close)
+        return crew
 
 
 def dataset_of(store: Storage, version: str | None) -> Dataset | None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Kind = Literal["views", "videos", "real"]
+Kind = Literal["views/paper", "views/official", "videos", "real"]
+"""What is made. The definitions of the figures differ in the views' times, and share the videos."""
 
 YAW_DEG = 30.0
 SEED_STRIDE = 1_000_000
@@ -77,18 +78,18 @@ class Studio:
 
     def get(self, kind: Kind, number: int) -> MultiView | Video:
         """A sample; made when it is wanted first."""
-        if kind == "views":
-            return self._view(number)
+        if kind == "views/paper" or kind == "views/official":
+            return self._view(number, "paper" if kind == "views/paper" else "official")
         name = self.folder / f"{kind}-{number:06d}"
         make = self._real if kind == "real" else self._generated
         read = self._through_h264 if self.settings.h264 else self._as_is
         return read(name, make, number)
 
-    def _view(self, number: int) -> MultiView:
-        file = self.folder / f"views-{number:06d}.npz"
+    def _view(self, number: int, mode: Mode) -> MultiView:
+        file = self.folder / f"{mode}-{number:06d}.npz"
         if not file.exists():
             with one_thread():
-                view = multi_view(self.opened, self.settings.seed, number, self.settings.mode)
+                view = multi_view(self.opened, self.settings.seed, number, mode)
             np.savez(file, allow_pickle=False, **{f.name: getattr(view, f.name) for f in fields(MultiView)})
         with np.load(file, allow_pickle=False) as arrays:
             return MultiView(**{f.name: arrays[f.name] for f in fields(MultiView)})
@@ -180,8 +181,9 @@ def one_thread() -> Iterator[None]:
 
 
 def measured(function: Callable[[Any], T], sample: Any) -> T:
-    """What a metric makes of a sample, on one thread. The heap is trimmed now and then: holes that a network's
-    results leave in it grew the peak by a tenth from 50 to 200 videos. After every video it would cost 7 %."""
+    """What a metric makes of a sample, on one thread. The heap is trimmed now and then: holes that the
+    results of a network leave in it grew the peak by a tenth from 50 to 200 videos. After every video that
+    would cost 7 %."""
     from infra.allocator import give_back
 
     with one_thread():

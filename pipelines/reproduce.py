@@ -28,7 +28,7 @@ def reproduce(workflow: Workflow, name: str, checkpoint: Path) -> tuple[dict[str
 
     Raises ValueError when the store has no dataset, and for what is no checkpoint.
     """
-    from pipelines.evaluate import figures
+    from pipelines.evaluate import Makers, figures
     from stages.versions import latest_version
 
     store = workflow.store()
@@ -39,10 +39,11 @@ def reproduce(workflow: Workflow, name: str, checkpoint: Path) -> tuple[dict[str
             f"{DATASETS[name]} first (docs/reproduce.md)"
         )
     found = {}
-    with _subject(checkpoint) as subject:
+    both = workflow.evaluate.model_copy(update={"metrics": METRICS})
+    with _subject(checkpoint) as subject, Makers(store, subject, both) as makers:
         for mode in MODES:
-            settings = workflow.evaluate.model_copy(update={"metrics": METRICS, "mode": mode})
-            found[mode] = figures(store, settings, subject)["metrics"]
+            settings = both.model_copy(update={"mode": mode})
+            found[mode] = figures(store, settings, subject, makers=makers)["metrics"]
     settings = workflow.evaluate
     departs = [
         f"evaluate.{key} is {getattr(settings, key)}, not {value}"

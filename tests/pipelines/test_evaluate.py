@@ -116,7 +116,7 @@ def test_another_setting_or_checkpoint_is_measured_anew_and_the_same_again(workf
 
 def test_a_sample_is_a_function_of_seed_and_number(workflow: Workflow, tmp_path: Path) -> None:
     opened = of_checkpoint(workflow.store(), newest_checkpoint(workflow).key)
-    stored = Here(Studio(opened, workflow.evaluate, tmp_path), "views", 2)
+    stored = Here(Studio(opened, workflow.evaluate, tmp_path), "views/paper", 2)
     alone = multi_view(opened, workflow.evaluate.seed, 1)
     second = list(stored)[1]
     for name in MultiView.__dataclass_fields__:

@@ -19,7 +19,7 @@ from infra.storage import FolderStorage  # noqa: E402
 from model import camera, clips  # noqa: E402
 from model.config import tiny  # noqa: E402
 from model.generator import Generator  # noqa: E402
-from pipelines.evaluate import Subject, figures, result_name  # noqa: E402
+from pipelines.evaluate import Makers, Subject, figures, result_name  # noqa: E402
 from pipelines.evaluate_samples import Here, Studio, held_out  # noqa: E402
 from pipelines.models import OpenModel  # noqa: E402
 from pipelines.settings import EvaluateSettings  # noqa: E402
@@ -85,16 +85,40 @@ def test_distances_are_measured_against_held_out_people_and_their_statistics_kep
     assert len(list(store.list("statistics"))) == 4
 
 
+def in_both_modes(store, settings: EvaluateSettings, share: bool) -> list[dict[str, Any]]:
+    """The results by the paper's and the official definition, measured anew."""
+    for key in [*store.list("statistics"), *store.list("evaluate")]:
+        store.delete(key)
+    modes = [changed(settings, mode=mode) for mode in ("paper", "official")]
+    if not share:
+        return [figures(store, mode, SUBJECT) for mode in modes]
+    with Makers(store, SUBJECT, modes[0]) as makers:
+        return [figures(store, mode, SUBJECT, makers=makers) for mode in modes]
+
+
+def test_both_definitions_share_their_videos_and_nothing_else(
+    store, settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    generated = Studio._generated
+    monkeypatch.setattr(Studio, "_generated", lambda self, n: made.append(n) or generated(self, n))
+    every = changed(settings, metrics=("stages.metrics.fvd", "stages.metrics.warping"))
+    alone = in_both_modes(store, every, share=False)
+    assert made == [*range(settings.videos)] * 2
+    made.clear()
+    assert in_both_modes(store, every, share=True) == alone
+    assert made == [*range(settings.videos)]
+    assert values_of(alone[0])["warping_error"] != values_of(alone[1])["warping_error"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_give_the_same_figures_to_the_last_bit(store, settings) -> None:
-    every = ("stages.metrics.fvd", "stages.metrics.chamfer", "stages.metrics.warping")
-    alone = figures(store, changed(settings, metrics=every), SUBJECT)
-    for key in [*store.list("statistics"), *store.list("evaluate")]:
-        store.delete(key)
-    together = figures(store, changed(settings, metrics=every, workers=2), SUBJECT)
-    assert values_of(together) == values_of(alone)
-    assert set(together["metrics"]) == {"chamfer", "warping_error", "fvd/video"}
+    every = changed(settings, metrics=tuple(f"stages.metrics.{m}" for m in ("fvd", "chamfer", "warping")))
+    alone = in_both_modes(store, every, share=False)
+    together = in_both_modes(store, changed(every, workers=2), share=True)
+    assert [values_of(result) for result in together] == [values_of(result) for result in alone]
+    assert set(together[0]["metrics"]) == {"chamfer", "warping_error", "fvd/video"}
 
 
 def test_a_result_has_another_name_for_other_files_or_other_real_people(store, settings, tmp_path) -> None:
