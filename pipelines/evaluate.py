@@ -3,8 +3,8 @@ workflow names.
 
     evaluate/<step>-<key>.json     every figure with unit, direction and sample count, or why there is none
 
-`key` is a hash of the generator, the settings, the code that measures and which weights of other people's
-networks are here: what was measured is not measured again.
+`key` is a hash of the generator and its settings, those of the evaluation, the code that measures and which
+weights of other people's networks are here: what was measured is not measured again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from stages.versions import latest_version
 
 if TYPE_CHECKING:
     from infra.checkpoints import Checkpoint
+    from model.config import ModelConfig
     from pipelines.models import OpenModel
     from pipelines.settings import EvaluateSettings
     from pipelines.train_job import Job
@@ -93,16 +94,17 @@ def evaluate_now(workflow: Workflow, checkpoint: str | None) -> tuple[dict[str, 
 
 @dataclass(frozen=True)
 class Subject:
-    """Weights that are measured: a checkpoint's, or a registered version's."""
+    """What is measured: a checkpoint's generator, or a registered version's."""
 
     weights: str  # sha256 (hex) of the file of the averaged generator
+    model: str  # `model_key`: equal weights may be used otherwise (Table 2c: Non and MapT train alike)
     step: int
     checkpoint: str  # key of the store
     open: Callable[[], OpenModel]  # also in a worker
 
 
 def of(checkpoint: Checkpoint) -> Subject:
-    from pipelines.checkpoints import EMA
+    from pipelines.checkpoints import EMA, checkpoint_variant
 
     place, options, key = checkpoint.store.root, dict(checkpoint.store.s3), checkpoint.key
 
@@ -112,7 +114,15 @@ def of(checkpoint: Checkpoint) -> Subject:
 
         return of_checkpoint(open_storage(place, **options), key)
 
-    return Subject(checkpoint.card["files"][EMA]["sha256"], checkpoint.step, checkpoint.key, opened)
+    weights, model = checkpoint.card["files"][EMA]["sha256"], model_key(checkpoint_variant(checkpoint).model)
+    return Subject(weights, model, checkpoint.step, checkpoint.key, opened)
+
+
+def model_key(config: ModelConfig) -> str:
+    """A hash of the networks' settings."""
+    from model.plain import to_dict
+
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def figures(
@@ -211,6 +221,7 @@ def result_name(subject: Subject, settings: EvaluateSettings, store: Storage) ->
     files = [*settings.networks.values(), *([settings.statistics] if settings.statistics else [])]
     parts = [
         subject.weights,
+        subject.model,
         settings.model_dump(mode="json", exclude=set(NEUTRAL)),
         code.hexdigest(),
         {name: find(name) is not None for name in names},

@@ -206,7 +206,7 @@ def holder(client: Any, name: str, alias: str) -> int | None:
 
 def _figures(workflow: Workflow, client: Any, number: int) -> Figures:
     """The figures of a version under the workflow's settings: measured now unless that was done before."""
-    from pipelines.evaluate import Subject, figures
+    from pipelines.evaluate import Subject, figures, model_key
     from pipelines.models import open_model
 
     name, tracking = workflow.register.name, workflow.storage.tracking
@@ -214,8 +214,9 @@ def _figures(workflow: Workflow, client: Any, number: int) -> Figures:
     if "ema" not in tags or "step" not in tags:
         raise ValueError(f"models:/{name}/{number}: was not registered by `pv3d run`; register it again")
     address = f"models:/{name}/{number}"
+    model = tags.get("model") or model_key(open_model(address, tracking).generator.config)
     subject = Subject(
-        tags["ema"], int(tags["step"]), tags["checkpoint"], lambda: open_model(address, tracking)
+        tags["ema"], model, int(tags["step"]), tags["checkpoint"], lambda: open_model(address, tracking)
     )
     found: Figures = figures(workflow.store(), workflow.evaluate, subject)["metrics"]
     return found

@@ -80,9 +80,11 @@ def register(workflow: Workflow) -> Version:
 def describe(
     workflow: Workflow, checkpoint: Checkpoint, evaluation: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """The tags of a version: `step`, `data` (dataset version), `config` (hash), `ema` (sha256 of the weights'
-    file), `git` (commit, of a checkout), `licences` of the training clips, and `eval/...`, the figures."""
-    from pipelines.checkpoints import EMA
+    """The tags of a version: `step`, `data` (dataset version), `config` and `model` (hashes of all settings
+    and of the networks'), `ema` (sha256 of the weights' file), `git` (commit, of a checkout), `licences` of
+    the training clips, and `eval/...`, the figures."""
+    from pipelines.checkpoints import EMA, checkpoint_variant
+    from pipelines.evaluate import model_key
     from pipelines.evaluate_log import plain
     from pipelines.model_card import dataset_of
 
@@ -95,6 +97,7 @@ def describe(
         "data": dataset.version,
         "config": hashlib.sha256(config.encode()).hexdigest()[:12],
         "ema": checkpoint.card["files"][EMA]["sha256"],
+        "model": model_key(checkpoint_variant(checkpoint).model),
         "licences": "; ".join(licences)[:TAG_LENGTH],
         **({"git": commit} if commit else {}),
         **{f"eval/{plain(name)}": _said(value) for name, value in measured.items()},

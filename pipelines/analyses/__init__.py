@@ -70,7 +70,7 @@ def analyse(
 
     Raises ValueError when there is no checkpoint, or it lacks what the analysis needs.
     """
-    from pipelines.checkpoints import EMA, find_checkpoint
+    from pipelines.checkpoints import D_VID, EMA, find_checkpoint
     from pipelines.evaluate import newest_checkpoint
 
     if name == "long":
@@ -85,7 +85,9 @@ def analyse(
     module, _, function = ANALYSES[name].partition(":")
     analysis: Analysis = getattr(importlib.import_module(module), function)
     code = Path(str(importlib.import_module(module).__file__)).read_text(encoding="utf-8")
-    parts = [found.card["files"][EMA]["sha256"], _dataset(store), subject.count, subject.seed, code]
+    weights = {name: file["sha256"] for name, file in found.card["files"].items() if name in (EMA, D_VID)}
+    variant = found.card.get("variant")
+    parts = [weights, variant, _dataset(store), subject.count, subject.seed, code]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     place = f"{FOLDER}/{name}/{found.step:08d}-{key}"
     if not store.exists(f"{place}.json"):

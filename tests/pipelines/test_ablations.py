@@ -7,13 +7,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_registry import workflow_at  # noqa: E402
+from tiny_registry import begin, database_at, workflow_at, write_checkpoint  # noqa: E402
 
 from model import camera, clips  # noqa: E402
 from model.config import tiny  # noqa: E402
 from model.generator import Generator  # noqa: E402
 from pipelines import ablations  # noqa: E402
 from pipelines.ablations import FILE, Row, headings, read_matrix, rows, text  # noqa: E402
+from pipelines.evaluate import evaluate  # noqa: E402
 from pipelines.evaluate_samples import multi_view  # noqa: E402
 from pipelines.models import OpenModel  # noqa: E402
 from pipelines.train_job import Job  # noqa: E402
@@ -99,6 +100,19 @@ def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> 
     ]
     assert lines[-2:] == ["[1] fvd was not computed: no weights", "[2] training stopped before update 7"]
     assert json.loads(json.dumps(ablations.to_json("small", found)))["rows"][1]["fault"]
+
+
+def test_equal_weights_are_measured_apart_where_the_rows_use_them_otherwise(
+    tmp_path: Path, mlflow_database: Path
+) -> None:
+    """Non and MapT train alike; they differ in what the mapping network sees afterwards."""
+    tracking, found = database_at(tmp_path, mlflow_database), {}
+    for how in ("mapt", "non"):
+        row = workflow_at(tmp_path, tracking, f"train.model.camera_conditioning={how}")
+        begin(row)
+        write_checkpoint(row, 1, seed=0)
+        found[how] = evaluate(row)["metrics"]["warping_error"]["value"]
+    assert found["mapt"] != found["non"]
 
 
 @pytest.mark.parametrize("how", ["all", "non", "map", "mapt"])

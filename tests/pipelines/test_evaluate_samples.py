@@ -39,7 +39,7 @@ def opened() -> OpenModel:
     return OpenModel("tiny", made.eval(), clips, camera)
 
 
-SUBJECT = Subject("0" * 64, 24, "train/tiny/24", opened)
+SUBJECT = Subject("0" * 64, "tiny", 24, "train/tiny/24", opened)
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from infra.checkpoints import save
 from infra.tracking import open_run
-from model.config import tiny, to_dict
+from model.config import tiny, to_dict, with_changes
 from model.generator import Generator
 from pipelines.checkpoints import EMA
 from pipelines.evaluate import training
@@ -44,7 +45,8 @@ def generator(seed: int) -> Generator:
 
 
 def write_checkpoint(workflow: Workflow, step: int, seed: int) -> None:
-    weights, card = generator(seed).state_dict(), {"variant": to_dict(tiny())}
+    variant = replace(tiny(), model=with_changes(tiny().model, workflow.train.model))
+    weights, card = generator(seed).state_dict(), {"variant": to_dict(variant)}
     save(workflow.store(), training(workflow).checkpoints, step, {EMA: weights}, card, keep=9)
 
 
