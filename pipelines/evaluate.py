@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PREFIX = "evaluate"
-NEUTRAL = ("every", "samples", "workers")
+NEUTRAL = ("every", "samples", "workers", "analyses")
 """Settings that change no figure."""
 
 

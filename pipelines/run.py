@@ -130,6 +130,7 @@ def _dataset(store: Storage) -> dict[str, Any]:
 def _after_data(
     workflow: Workflow, until: str | None, ray_address: str | None, live: Live
 ) -> dict[str, Any]:
+    from pipelines.analyses import analyse_all
     from pipelines.evaluate import evaluate
     from pipelines.register import register
     from pipelines.report import report
@@ -141,6 +142,9 @@ def _after_data(
         return found
     live.phase = "evaluate"
     found["evaluation"] = evaluate(workflow)
+    if workflow.evaluate.analyses:
+        live.phase = "analyse"
+        found["analyses"] = analyse_all(workflow, ray_address)
     if until == "evaluate":
         return found
     live.phase = "register"
@@ -181,6 +185,8 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
     sample = answer.get("training", {}).get("sample")
     if sample:
         lines.append(f"sample      {Path(root, sample) if '://' not in root else f'{root}/{sample}'}")
+    for name, found in answer.get("analyses", {}).items():
+        lines.append(f"analysis    {name}: {found.get('page') or found['fault']}")
     if "model" in answer:
         name, version, alias = (answer["model"][key] for key in ("name", "version", "alias"))
         lines.append(f"model       {name} version {version} (models:/{name}@{alias})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -243,6 +243,9 @@ class EvaluateSettings(Closed):
     """People in the sample video beside the figures, from three sides. 0: no video."""
     every: int = Field(default=0, ge=0)
     """Evaluate every N-th checkpoint while training goes on, on cores that it leaves free. 0: the last."""
+    analyses: dict[Literal["order", "mixing", "long"], Annotated[int, Field(ge=2)]] = {}
+    """The paper's figures 8 and 7 and its 48-frame experiment, after the evaluation, each of so many samples:
+    {order: 3000, mixing: 32, long: 16}. `long` trains another model."""
 
     @field_validator("networks")
     @classmethod

@@ -1,4 +1,4 @@
-"""The paper's analyses of a trained model: `pv3d analyse order|mixing|long`.
+"""The paper's analyses of a trained model: `pv3d analyse order|mixing|long`, `evaluate.analyses` of a run.
 
     analyse/<name>/<step>-<key>.json, .html     numbers and plots; `key`: weights, dataset, options, code
 
@@ -7,6 +7,7 @@ What was analysed is not analysed again. Each is also a run in MLflow, below tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.json_values import read_object, read_text
+from infra.lease import hold
 from infra.storage import FolderStorage, Storage
 from pipelines.page import Section, render
 
@@ -63,10 +65,11 @@ Analysis = Callable[[Subject], Findings]
 
 
 def analyse(
-    workflow: Workflow, name: str, *, count: int | None, checkpoint: str | None, ray_address: str | None
-) -> tuple[dict[str, Any], str]:
+    workflow: Workflow, name: str, *, count: int | None, checkpoint: str | None, ray_address: str | None,
+    held: bool = False,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Do one unless it is done. `checkpoint`: a key of the store or a folder; the training's newest unless
-    given. `long` trains the model of 48-frame windows first.
+    given. `long` trains the model of 48-frame windows first; the store may be `held` for it already.
 
     Raises ValueError when there is no checkpoint, or it lacks what the analysis needs.
     """
@@ -78,7 +81,11 @@ def analyse(
             raise ValueError("--checkpoint: `long` trains its own; leave it out")
         from pipelines.analyses.long_videos import trained
 
-        workflow = trained(workflow, ray_address)
+        store = workflow.store()
+        with contextlib.ExitStack() as stack:
+            if not held:
+                stack.enter_context(hold(store, "pv3d analyse long", expires_s=workflow.storage.lease_s))
+            workflow = trained(workflow, ray_address)
     store = workflow.store()
     found = find_checkpoint(store, checkpoint) if checkpoint else newest_checkpoint(workflow)
     subject = Subject(workflow, found, count or DEFAULT_COUNT[name], workflow.evaluate.seed)
@@ -99,6 +106,21 @@ def analyse(
     page = store.path(f"{place}.html") if isinstance(store, FolderStorage) else f"{store.root}/{place}.html"
     text = "\n".join([result["says"], *(f"{k:<28} {v:.4g}" for k, v in result["numbers"].items()), str(page)])
     return {**result, "page": str(page)}, text
+
+
+def analyse_all(workflow: Workflow, ray_address: str | None) -> dict[str, dict[str, Any]]:
+    """Those that `evaluate.analyses` asks for, in a run that holds the store. One for which the model or the
+    clips lack something has a `fault`, and stops nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, count in workflow.evaluate.analyses.items():
+        try:
+            found[name], _ = analyse(
+                workflow, name, count=count, checkpoint=None, ray_address=ray_address, held=True
+            )
+        except ValueError as error:
+            log.warning("evaluate.analyses.%s: %s", name, error)
+            found[name] = {"fault": str(error)}
+    return found
 
 
 def _dataset(store: Storage) -> str:

