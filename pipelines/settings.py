@@ -211,6 +211,7 @@ class TrainSettings(Closed):
         return value
 
 
+ANALYSES = ("order", "mixing", "long")
 METRIC_NETWORKS = ("i3d", "inception", "arcface", "lpips")
 """Names in the table of weights."""
 
@@ -243,7 +244,7 @@ class EvaluateSettings(Closed):
     """People in the sample video beside the figures, from three sides. 0: no video."""
     every: int = Field(default=0, ge=0)
     """Evaluate every N-th checkpoint while training goes on, on cores that it leaves free. 0: the last."""
-    analyses: dict[Literal["order", "mixing", "long"], Annotated[int, Field(ge=2)]] = {}
+    analyses: dict[str, Annotated[int, Field(ge=2)]] = {}
     """The paper's figures 8 and 7 and its 48-frame experiment, after the evaluation, each of so many samples:
     {order: 3000, mixing: 32, long: 16}. `long` trains another model."""
 
@@ -253,6 +254,14 @@ class EvaluateSettings(Closed):
         for name in value:
             if name not in METRIC_NETWORKS:
                 raise ValueError(f"{name!r} is no network of a metric; known: {', '.join(METRIC_NETWORKS)}")
+        return value
+
+    @field_validator("analyses")
+    @classmethod
+    def _analyses(cls, value: dict[str, int]) -> dict[str, int]:
+        for name in value:
+            if name not in ANALYSES:
+                raise ValueError(f"{name!r} is no analysis; known: {', '.join(ANALYSES)}")
         return value
 
 

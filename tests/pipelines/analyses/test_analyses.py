@@ -19,12 +19,13 @@ from model.camera import canonical_camera  # noqa: E402
 from model.config import tiny, to_dict  # noqa: E402
 from model.discriminator import VideoDiscriminator  # noqa: E402
 from model.generator import Generator  # noqa: E402
-from pipelines.analyses import Subject, analyse, analyse_all  # noqa: E402
+from pipelines.analyses import ANALYSES, Subject, analyse, analyse_all  # noqa: E402
 from pipelines.analyses.long_videos import FRAMES, long_videos, moved  # noqa: E402
 from pipelines.analyses.mixing import mixed, way  # noqa: E402
 from pipelines.checkpoints import D_VID, EMA  # noqa: E402
 from pipelines.evaluate import NEUTRAL, training  # noqa: E402
 from pipelines.models import OpenModel  # noqa: E402
+from pipelines.settings import ANALYSES as SETTINGS  # noqa: E402
 from pipelines.workflow import Workflow  # noqa: E402
 
 
@@ -100,6 +101,12 @@ def test_a_run_does_those_that_the_workflow_asks_for_and_one_that_cannot_be_stop
     assert "has no video discriminator" in found["order"]["fault"]
     assert Path(found["mixing"]["page"]).is_file()
     assert "analyses" in NEUTRAL             # an evaluation is not done again for them
+
+
+def test_the_workflow_names_the_analyses_that_there_are(tmp_path: Path) -> None:
+    assert set(SETTINGS) == set(ANALYSES)
+    with pytest.raises(ValueError, match=r"evaluate\.analyses: 'ordr' is no analysis; known: order, mixing"):
+        workflow_at(tmp_path, "sqlite:///none.db", "evaluate.analyses={ordr: 5}")
 
 
 def test_mixing_all_layers_is_the_other_person_and_none_is_oneself(workflow: Workflow) -> None:
