@@ -13,9 +13,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from infra.lease import hold
 from infra.storage import Storage
@@ -33,21 +33,32 @@ FOLDER = "ablations"
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 Changes = dict[str, Any]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]    # sizes are names of files
+Cell = Annotated[str, Field(pattern=r"^[^|\x00-\x1f]+$")]    # on one line of a Markdown table
 
 
 class Table(Closed):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    title: str
-    rows: dict[str, Changes]
+    name: Word
+    title: Cell
+    rows: dict[Cell, Changes] = Field(min_length=1)
 
 
 class Matrix(Closed):
     """An ablations file."""
 
-    sizes: dict[str, Changes] = Field(min_length=1)
-    columns: dict[str, str] = Field(min_length=1)
+    sizes: dict[Word, Changes] = Field(min_length=1)
+    columns: dict[Cell, str] = Field(min_length=1)
     """What a column is headed, and which figure it shows."""
     tables: tuple[Table, ...] = Field(min_length=1)
+
+    @field_validator("tables")
+    @classmethod
+    def _tables(cls, value: tuple[Table, ...]) -> tuple[Table, ...]:
+        names = [table.name for table in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two are named {name}; rename one")
+        return value
 
 
 @dataclass
@@ -84,7 +95,7 @@ def rows(
     if size not in matrix.sizes:
         raise ValueError(f"--size {size}: unknown{did_you_mean(size, matrix.sizes)}")
     names = [table.name for table in matrix.tables]
-    wanted = [part.strip() for part in only.split(",")] if only else names
+    wanted = names if only is None else [part.strip() for part in only.split(",")]
     for name in wanted:
         if name not in names:
             raise ValueError(f"--only {name}: no such table{did_you_mean(name, names)}")
@@ -93,8 +104,23 @@ def rows(
         for name, changes in table.rows.items():
             sized = {key: _sized(value, size, matrix) for key, value in changes.items()}
             texts = [f"{key}={json.dumps(value)}" for key, value in {**matrix.sizes[size], **sized}.items()]
-            found.append(Row(table.name, name, load(path, profile, [*texts, *overrides])))
+            try:
+                found.append(Row(table.name, name, load(path, profile, [*texts, *overrides])))
+                _check_apart(found)
+            except ValueError as error:
+                raise ValueError(f"row {table.name} {name}: {error}") from None
     return found
+
+
+def _check_apart(found: Sequence[Row]) -> None:
+    """Raise ValueError where the last row would go on with another's training, or lies in another store."""
+    workflow = found[-1].workflow
+    if workflow.train.name is not None:
+        raise ValueError(
+            f"train.name: all rows would share the training {workflow.train.name!r}; set train.name=null"
+        )
+    if workflow.storage != found[0].workflow.storage:
+        raise ValueError("storage: is not that of the first row; all rows share one, so leave it out")
 
 
 def _sized(value: Any, size: str, matrix: Matrix) -> Any:

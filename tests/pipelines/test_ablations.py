@@ -50,6 +50,7 @@ def test_what_is_asked_for_comes_last_and_tables_are_chosen() -> None:
     [
         (("smal", None), "--size smal: unknown, did you mean 'small'?"),
         (("small", "2x"), r"--only 2x: no such table"),
+        (("small", ""), r"--only : no such table"),
     ],
 )
 def test_a_choice_that_is_not_there_is_refused(options: tuple[str, str | None], message: str) -> None:
@@ -76,6 +77,29 @@ def test_a_mistake_in_any_row_is_found_before_the_first_is_trained(
             file, size="small", only=None, path=str(tmp_path / "workflow.yaml"), profile=None, overrides=[]
         )
     assert not (tmp_path / "store" / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "table", "message"),
+    [
+        ("sizes: {small: {}}", "{name: a, title: b, rows: {}}", "rows: dictionary should have at least 1"),
+        ("sizes: {small: {}}", "{name: a, title: b, rows: {r: {}}}, {name: a, title: c, rows: {s: {}}}",
+         "ablations.tables: two are named a; rename one"),
+        ("sizes: {small: {}, ../x: {}}", "{name: a, title: b, rows: {r: {}}}", "should match pattern"),
+        ("sizes: {small: {}}", '{name: a, title: b, rows: {"r|s": {}}}', "should match pattern"),
+        ("sizes: {small: {train.name: x}}", "{name: a, title: b, rows: {r: {}, s: {train.seed: 1}}}",
+         "row a r: train.name: all rows would share the training 'x'; set train.name=null"),
+        ("sizes: {small: {}}", "{name: a, title: b, rows: {r: {}, s: {storage.root: elsewhere}}}",
+         "row a s: storage: is not that of the first row"),
+    ],
+)  # fmt: skip
+def test_a_matrix_whose_tables_could_not_be_written_or_believed_is_refused(
+    tmp_path: Path, head: str, table: str, message: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"{head}\ncolumns: {{CD: chamfer}}\ntables: [{table}]\n")
+    workflow_at(tmp_path, f"sqlite:///{tmp_path}/m.db")
+    with pytest.raises(ValueError, match=message):
+        rows(read_matrix(tmp_path / "a.yaml"), "small", None, str(tmp_path / "workflow.yaml"), None, [])
 
 
 def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> None:
