@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.json_values import read_object, read_text
+from infra.json_values import is_number, parsed_object, read_text
 from infra.storage import Storage
 from infra.weights import digest, find
 from pipelines.evaluate_samples import Crew, Here, Kind, Studio, There, held_out, real_key
@@ -56,7 +56,7 @@ def evaluate(workflow: Workflow, checkpoint: str | None = None) -> dict[str, Any
     from pipelines.evaluate_log import publish
 
     store, settings = workflow.store(), workflow.evaluate
-    subject = of(open_checkpoint(store, checkpoint) if checkpoint else newest_checkpoint(workflow))
+    subject = of(newest_checkpoint(workflow) if checkpoint is None else open_checkpoint(store, checkpoint))
     name, run = result_name(subject, settings, store), _run_of(workflow, subject.checkpoint)
     result = figures(store, settings, subject, name)
     publish(store, name, result, subject, workflow.storage.tracking, run)
@@ -104,6 +104,7 @@ class Subject:
 
 
 def of(checkpoint: Checkpoint) -> Subject:
+    """Raises ValueError for one without an averaged generator, or whose settings are damaged."""
     from pipelines.checkpoints import EMA, checkpoint_variant
 
     place, options, key = checkpoint.store.root, dict(checkpoint.store.s3), checkpoint.key
@@ -114,6 +115,8 @@ def of(checkpoint: Checkpoint) -> Subject:
 
         return of_checkpoint(open_storage(place, **options), key)
 
+    if EMA not in checkpoint:
+        raise ValueError(f"{checkpoint.key}: has no {EMA}, which is measured; name another checkpoint")
     weights, model = checkpoint.card["files"][EMA]["sha256"], model_key(checkpoint_variant(checkpoint).model)
     return Subject(weights, model, checkpoint.step, checkpoint.key, opened)
 
@@ -246,10 +249,30 @@ def _digest(file: str) -> str:
 
 
 def read_result(store: Storage, key: str) -> dict[str, Any]:
-    result = read_object(store, key)
+    """Raises ValueError, naming the key, for what is not as it was written."""
+    try:
+        result = parsed_object(store.read(key))
+    except ValueError:
+        raise ValueError(f"{key} in {store.root}: is damaged; delete it to evaluate again") from None
     if result.get("schema") != SCHEMA:
         raise ValueError(f"{key}: not of schema {SCHEMA}; delete it to evaluate again")
+    settings, found = result.get("settings"), result.get("metrics")
+    whole = isinstance(result.get("checkpoint"), str) and type(result.get("step")) is int
+    whole = whole and isinstance(settings, dict) and {"clips", "mode", "seed"} <= settings.keys()
+    if not whole or not isinstance(found, dict) or not all(map(_is_figure, found.values())):
+        raise ValueError(f"{key} in {store.root}: is damaged; delete it to evaluate again")
     return result
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether it is what `Value.to_json` gives."""
+    if not isinstance(value, dict) or value.get("direction") not in ("lower", "higher"):
+        return False
+    texts, between = (value.get(name) for name in ("unit", "reason", "note")), value.get("interval", "")
+    sound = all(isinstance(text, str) for text in texts) and type(value.get("samples")) is int
+    sound = sound and (value.get("value", "") is None or is_number(value.get("value")))
+    pair = isinstance(between, list) and len(between) == 2 and all(map(is_number, between))
+    return sound and (between is None or pair)
 
 
 def measure(

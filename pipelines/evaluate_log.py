@@ -119,7 +119,14 @@ def courses(store: Storage, name: str, result: dict[str, Any]) -> list[Figure]:
         return settings[0] == settings[1] and folders[0] == folders[1] and one["step"] <= result["step"]
 
     keys = sorted(key for key in store.list(PREFIX) if key.endswith(".json") and key != name)
-    others = [one for one in (read_result(store, key) for key in keys) if likewise(one)]
+    others = []
+    for key in keys:
+        try:
+            one = read_result(store, key)
+        except ValueError as error:          # no reason to have no page
+            log.warning("%s", error)
+            continue
+        others += [one] if likewise(one) else []
     made = []
     for figure, value in result["metrics"].items():
         course = {one["step"]: one["metrics"].get(figure, {}).get("value") for one in [*others, result]}

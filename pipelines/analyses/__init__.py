@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.json_values import read_object, read_text
+from infra.json_values import is_number, parsed_object, read_text
 from infra.lease import hold
 from infra.storage import FolderStorage, Storage
 from pipelines.page import Section, render
@@ -77,7 +77,7 @@ def analyse(
     from pipelines.evaluate import newest_checkpoint
 
     if name == "long":
-        if checkpoint:
+        if checkpoint is not None:
             raise ValueError("--checkpoint: `long` trains its own; leave it out")
         from pipelines.analyses.long_videos import trained
 
@@ -87,7 +87,7 @@ def analyse(
                 stack.enter_context(hold(store, "pv3d analyse long", expires_s=workflow.storage.lease_s))
             workflow = trained(workflow, ray_address)
     store = workflow.store()
-    found = find_checkpoint(store, checkpoint) if checkpoint else newest_checkpoint(workflow)
+    found = newest_checkpoint(workflow) if checkpoint is None else find_checkpoint(store, checkpoint)
     subject = Subject(workflow, found, count or DEFAULT_COUNT[name], workflow.evaluate.seed)
     module, _, function = ANALYSES[name].partition(":")
     analysis: Analysis = getattr(importlib.import_module(module), function)
@@ -97,9 +97,9 @@ def analyse(
     parts = [weights, variant, _dataset(store), subject.count, subject.seed, code]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     place = f"{FOLDER}/{name}/{found.step:08d}-{key}"
-    if not store.exists(f"{place}.json"):
+    if not (store.exists(f"{place}.json") and store.exists(f"{place}.html")):
         _write(store, place, found, analysis(subject))
-    result = read_object(store, f"{place}.json")
+    result = _read(store, f"{place}.json")
     run = _run_of(store, found)
     if run is not None:
         _log(workflow, place, result, run)
@@ -146,6 +146,19 @@ def _write(store: Storage, place: str, checkpoint: Checkpoint, found: Findings) 
         "numbers": found.numbers,
     }  # fmt: skip
     store.write(f"{place}.json", json.dumps(told, indent=1, allow_nan=False).encode())
+
+
+def _read(store: Storage, key: str) -> dict[str, Any]:
+    """Raises ValueError, naming the key, for what is not as `_write` left it."""
+    try:
+        result = parsed_object(store.read(key))
+    except ValueError:
+        result = {}
+    numbers = result.get("numbers")
+    whole = isinstance(result.get("says"), str) and type(result.get("step")) is int
+    if not whole or not isinstance(numbers, dict) or not all(map(is_number, numbers.values())):
+        raise ValueError(f"{key} in {store.root}: is damaged; delete it to analyse again")
+    return result
 
 
 def _log(workflow: Workflow, place: str, result: dict[str, Any], run: str) -> None:

@@ -153,6 +153,46 @@ def test_without_a_checkpoint_the_cure_is_named(tmp_path: Path) -> None:
         evaluate(made)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{", "[]", '{"schema": 1}', "metrics: []", 'metrics: {"chamfer": 3}', 'chamfer: {"value": "x"}',
+        'chamfer: {"value": NaN}', 'chamfer: {"interval": [1]}', 'chamfer: {"direction": "up"}',
+        'step: "24"', "checkpoint: null", "settings: {}",
+    ],
+)  # fmt: skip
+def test_a_kept_result_that_somebody_damaged_is_refused_and_spoils_no_other(
+    workflow: Workflow, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = changed(workflow, metrics=("stages.metrics.chamfer",), clips=1)
+    result, store = evaluate(quick), quick.store()
+    (key,) = (key for key in store.list("evaluate") if key.endswith(".json"))
+    name, colon, value = damage.partition(": ")
+    text = damage
+    if colon and not damage.startswith("{"):
+        at = result["metrics"] if name == "chamfer" else result
+        at[name] = {**at[name], **json.loads(value)} if name == "chamfer" else json.loads(value)
+        text = json.dumps(result)
+    store.write(key, text.encode())
+    with pytest.raises(ValueError, match=rf"{key}.*; delete it to evaluate again") as refused:
+        evaluate(quick)
+    assert len(str(refused.value).splitlines()) == 1
+    evaluate(changed(quick, seed=1))
+    assert key in caplog.text
+
+
+def test_a_checkpoint_without_an_averaged_generator_and_no_name_of_one_are_refused(
+    workflow: Workflow,
+) -> None:
+    other = f"{training(workflow).run}/other"
+    card = {"variant": to_dict(tiny())}
+    save(workflow.store(), other, 1, {"generator": generator().state_dict()}, card, keep=1)
+    with pytest.raises(ValueError, match="has no generator_ema, which is measured"):
+        evaluate(workflow, f"{other}/00000001")
+    with pytest.raises(ValueError, match="storage key"):
+        evaluate(workflow, "")               # of an empty variable of a shell
+
+
 def test_a_diverged_checkpoint_is_refused_and_leaves_no_result(workflow: Workflow) -> None:
     broken = generator()
     with torch.no_grad():

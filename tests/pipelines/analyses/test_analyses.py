@@ -90,6 +90,21 @@ def test_a_checkpoint_without_a_video_discriminator_is_refused(workflow: Workflo
     assert not list(store.list("analyse"))
 
 
+def test_what_was_kept_is_made_again_without_its_page_and_refused_when_damaged(workflow: Workflow) -> None:
+    def again() -> dict:
+        return analyse(workflow, "order", count=2, checkpoint=None, ray_address=None)[0]
+
+    found = again()
+    Path(found["page"]).unlink()
+    assert again() == found
+    assert Path(found["page"]).is_file()
+    kept = Path(found["page"]).with_suffix(".json")
+    for damage in ("{", "[]", "{}", '{"says": "x", "step": 24, "numbers": {"pairs": NaN}}'):
+        kept.write_text(damage)
+        with pytest.raises(ValueError, match=rf"{kept.name}.*: is damaged; delete it to analyse again"):
+            again()
+
+
 def test_a_run_does_those_that_the_workflow_asks_for_and_one_that_cannot_be_stops_nothing(
     workflow: Workflow, tmp_path: Path
 ) -> None:
