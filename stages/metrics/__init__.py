@@ -76,6 +76,17 @@ class MultiView:
     times: NDArray[np.float32]  # [4]
 
 
+def check_views(view: MultiView, *names: str) -> None:
+    """Raise ValueError when one of these arrays is not of four views, or not finite: a nearest neighbour or a
+    cast to pixels would make a number of it."""
+    for name in names:
+        array: NDArray[Any] = getattr(view, name)
+        if len(array) != 4:
+            raise ValueError(f"{name} of {len(array)} views, not of 4")
+        if not np.isfinite(array).all():
+            raise ValueError(f"the views' {name} hold numbers that are not finite; the model has diverged")
+
+
 class Samples(Protocol[S_co]):
     """Videos that are made or read one at a time, so that memory does not grow with their number."""
 

@@ -3,10 +3,13 @@
 Paper, appendix A.4: for a pair of views, the median over points of the squared distance to the nearest point
 of the other cloud, both ways added; rays of opacity below 0.5 are removed; clouds are interpolated to 64 x
 64 and divided by the volume sampling bin; the mean over all pairs with another time or another view (six per
-video).
+video), first of a video, then of all. The two times differ.
 
 `official` differs as the authors' script does: the four front-side pairs only, no division by the bin, no
-interpolation, removed rays stay as targets, and the sum over all pairs instead of the mean.
+interpolation, removed rays stay as targets, rays of opacity 0.5 itself are removed too, and the sum over all
+pairs instead of the mean. Its two times are drawn with replacement, so that they may be equal.
+
+Pairs without an opaque ray in one of the views are left out in both.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from stages.metrics import (
     MultiView,
     Value,
     bootstrap,
+    check_views,
     each,
     mean_of,
     not_computed,
@@ -65,16 +69,18 @@ def _official(evaluation: Evaluation) -> Value:
 
 def paper_pairs(view: MultiView, bin_size: float) -> NDArray[np.float64]:
     """[6] distances of one video in squared bins; NaN where a view has no opaque ray."""
+    check_views(view, "points", "opacity")
     clouds = []
     for i in range(len(view.points)):
         points = resize(view.points[i], SIDE).reshape(-1, 3) / bin_size
-        opaque = resize(view.opacity[i][..., None], SIDE).reshape(-1) > OPAQUE
+        opaque = resize(view.opacity[i][..., None], SIDE).reshape(-1) >= OPAQUE
         clouds.append(points[opaque])
     return np.array([chamfer_median(clouds[a], clouds[b]) for a, b in ALL_PAIRS])
 
 
 def official_pairs(view: MultiView) -> NDArray[np.float64]:
     """[4] distances of one video in squared world units; NaN where a view has no opaque ray."""
+    check_views(view, "points", "opacity")
     clouds = [points.reshape(-1, 3) for points in view.points]
     opaque = [opacity.reshape(-1) > OPAQUE for opacity in view.opacity]
     return np.array([chamfer_median(clouds[a], clouds[b], opaque[a], opaque[b]) for a, b in FRONT_SIDE_PAIRS])

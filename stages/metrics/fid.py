@@ -70,16 +70,19 @@ def inception(evaluation: Evaluation) -> tuple[Network | None, str]:
 
 def frame_features(evaluation: Evaluation, network: Network) -> tuple[Statistics, Features]:
     """Of real and generated frames; FID and KID share one pass over them."""
-    key = f"frame_features/{network.sha256}"
+    # A copy of an evaluation (`replace`) has the same memory, and may have other videos.
+    of = (evaluation.videos, evaluation.real)
+    which = [network.sha256, *map(id, of), evaluation.real_key, evaluation.frames, evaluation.size]
+    key = f"frame_features/{which}"
     if key not in evaluation.memory:
         function = functools.partial(
             inception_features, network=network, frames=evaluation.frames, size=evaluation.size
         )
         real = real_statistics(evaluation, network, "inception", function, rows=True)
-        made = collect(evaluation.videos, function, rows=True)
+        made = collect(evaluation.videos, function, rows=True, what="generated video")
         real.check_network(network.sha256, made.groups[0].features, "real videos")
-        evaluation.memory[key] = (real, made)
-    found: tuple[Statistics, Features] = evaluation.memory[key]
+        evaluation.memory[key] = (real, made), of            # kept, so that an id stays theirs
+    found: tuple[Statistics, Features] = evaluation.memory[key][0]
     return found
 
 

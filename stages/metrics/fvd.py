@@ -58,14 +58,28 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
     function = functools.partial(
         video_features, network=network, frames=evaluation.frames, size=evaluation.size, mode=evaluation.mode
     )
-    given = read_statistics(evaluation.statistics) if evaluation.statistics is not None else None
-    real = given or real_statistics(evaluation, network, "i3d", function)
-    groups = collect(evaluation.videos, function).groups
+    real = _given(evaluation, network) or real_statistics(evaluation, network, "i3d", function)
+    groups = collect(evaluation.videos, function, what="generated video").groups
     name = network.figure(plain)
     if evaluation.statistics is not None:
         real.check_network(network.sha256, whole(groups).features, f"statistics {evaluation.statistics}")
         name = f"{name}{'/' if network.listed else '-'}vs-{stem(evaluation.statistics)}"
     return {name: _distance(evaluation, network, groups, real)}
+
+
+def _given(evaluation: Evaluation, network: Network) -> Statistics | None:
+    """The statistics that take the place of real videos. Raises ValueError for those of another network, of
+    another number of frames or of the other mode, if they say so, before any video is made."""
+    if evaluation.statistics is None:
+        return None
+    given = read_statistics(evaluation.statistics)
+    what = f"statistics {evaluation.statistics}"
+    given.check_network(network.sha256, len(given.mean), what)
+    for name, asked in (("frames", evaluation.frames), ("mode", evaluation.mode)):
+        said = given.about.get(name, asked)
+        if said != asked:
+            raise ValueError(f"{what}: of {name} {said}, this evaluation of {asked}; name another file")
+    return given
 
 
 def _obstacle(evaluation: Evaluation, network: Network) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stages.metrics import Evaluation, Value, not_computed
 from stages.metrics.fid import INCEPTION, frame_features, frames_note, inception
-from stages.metrics.frechet import GROUPS, normal_interval
+from stages.metrics.frechet import GROUPS, student_interval
 
 WEIGHTS = (INCEPTION,)
 REAL = True
@@ -75,7 +75,7 @@ def unbiased_mmd(
     value = without(None)
     if len(filled) < 2 or any(len(x) - sizes[index] < 2 for index in filled):
         return value, None
-    return value, normal_interval(value, [without(index) for index in filled])
+    return value, student_interval(value, [without(index) for index in filled])
 
 
 def polynomial(x: NDArray[np.float32], y: NDArray[np.float32]) -> Array:

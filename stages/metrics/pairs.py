@@ -21,6 +21,8 @@ def per_frame(
     note: str = "", network: str = "",
 ) -> dict[str, Value]:  # fmt: skip
     """`measure` of every pair of videos, averaged over its frames, then over videos (bootstrap interval)."""
+    if iter(evaluation.reconstructions) is evaluation.reconstructions:
+        raise ValueError("reconstructions are an iterator, empty for the next metric; give a list")
     numbers = [float(np.mean(measure(real, made))) for real, made in evaluation.reconstructions]
     if not numbers:
         return {name: not_computed(NONE, unit=unit, direction=direction, mode=evaluation.mode)}

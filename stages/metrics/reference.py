@@ -1,7 +1,8 @@
 """Features of generated videos, and those of the real ones that they are compared with.
 
 Real videos are of people whom the training has not seen. What their features are is found once and kept, by a
-hash of the dataset, the network and the settings; it is written when all are done, or not at all.
+hash of the dataset, the network, the settings and the code that prepares frames; it is written when all are
+done, or not at all.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.metrics import Evaluation, Samples, Video, each
+from stages.metrics import Evaluation, Samples, Video, each, networks, statistics
 from stages.metrics.frechet import GROUPS
 from stages.metrics.networks import Network
 from stages.metrics.statistics import Moments, Statistics, checked, from_bytes
@@ -25,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "statistics"
 VERSION = 1
-"""Of what is kept; raise it when features change."""
+"""Of what is kept; raise it when features change by code that `code_of` does not see."""
 
 Function = Callable[[Video], NDArray[Any]]
 
@@ -40,7 +43,12 @@ class Features:
 
 
 def collect(
-    samples: Samples[Video] | Iterable[Video], function: Function, *, groups: int = GROUPS, rows: bool = False
+    samples: Samples[Video] | Iterable[Video],
+    function: Function,
+    *,
+    groups: int = GROUPS,
+    rows: bool = False,
+    what: str = "video",
 ) -> Features:
     """Features [n, D] of every video, added up as they come. With `rows` one is kept of each video, in turn
     of the first, second, ... frame. Raises ValueError for features that are not finite."""
@@ -56,7 +64,7 @@ def collect(
         except ValueError as error:
             if type(error) is not ValueError:            # of the network's file, or of the dataset
                 raise
-            raise ValueError(f"video {number}: {error}") from None
+            raise ValueError(f"{what} {number}: {error}") from None
         if rows:
             found.rows.append(checked(features)[number % len(features)].astype(np.float32))
         found.videos += 1
@@ -71,7 +79,7 @@ def real_statistics(
     """
     about = {
         "kind": kind, "real": evaluation.real_key, "frames": evaluation.frames, "size": evaluation.size,
-        "mode": evaluation.mode, "version": VERSION,
+        "mode": evaluation.mode, "version": VERSION, "code": code_of(function),
     }  # fmt: skip
     text = json.dumps([about, network.sha256], sort_keys=True)
     key = f"{FOLDER}/{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
@@ -81,7 +89,7 @@ def real_statistics(
         found.check_network(network.sha256, len(found.mean), key)
         return found
     log.info("%s of %d real videos", kind, len(evaluation.real))
-    features = collect(evaluation.real, function, groups=1, rows=rows)
+    features = collect(evaluation.real, function, groups=1, rows=rows, what="real video")
     moments = features.groups[0]
     try:
         covariance = moments.covariance
@@ -94,6 +102,16 @@ def real_statistics(
     if cache is not None:
         cache.write(key, found.to_bytes())
     return found
+
+
+def code_of(function: Function) -> str:
+    """A hash of the files that decide what the features of a video are: its own, and those that run networks
+    and add up. Another way to prepare frames must not meet statistics of the old one."""
+    names = {getattr(function, "func", function).__module__, __name__, networks.__name__, statistics.__name__}
+    code = hashlib.sha256()
+    for name in sorted(names):
+        code.update(Path(str(sys.modules[name].__file__)).read_bytes())
+    return code.hexdigest()[:16]
 
 
 def check_video(video: NDArray[Any], frames: int, size: int) -> Video:

@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 
 SCHEMA = 1
 MOST_BYTES = 1 << 28                         # of a statistics file
+PUBLISHED_FRAMES = 16
+"""Of each clip that the authors' statistics are of. Their file does not say."""
 _ROWS = 256                                  # features that are summed up at once
 
 
@@ -206,9 +208,8 @@ def _published(data: bytes, path: Path) -> Statistics:
     if not 2 <= count < 1 << 53 or products.shape != (len(total),) * 2:
         raise ValueError(f"{what}: {count} videos, sums {total.shape} and {products.shape} do not fit")
     mean = total / count
-    return _sound(
-        Statistics(mean, products / count - np.outer(mean, mean), count, about={"file": path.name}), what
-    )
+    about = {"file": path.name, "frames": PUBLISHED_FRAMES}
+    return _sound(Statistics(mean, products / count - np.outer(mean, mean), count, about=about), what)
 
 
 def _sound(found: Statistics, what: str) -> Statistics:
@@ -217,6 +218,8 @@ def _sound(found: Statistics, what: str) -> Statistics:
     fits = mean.ndim == 1 and len(mean) > 0 and covariance.shape == (len(mean),) * 2 and found.count >= 2
     if not fits or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError(f"{what}: mean {mean.shape} and covariance {covariance.shape} of no use")
+    if np.abs(covariance - covariance.T).max() > 1e-6 * np.abs(covariance).max():
+        raise ValueError(f"{what}: a matrix that is not symmetric; this is no covariance")
     if (np.diag(covariance) < -1e-6 * max(float(np.abs(covariance).max()), 1e-12)).any():
         raise ValueError(f"{what}: a variance is negative; this is no covariance")
     return found

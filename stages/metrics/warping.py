@@ -6,7 +6,9 @@ pixels that fall inside the front view; the mean over the four front-side pairs 
 
 `official` differs as the authors' script does (`official_warp`): it scatters side pixels into a picture and
 averages over the pixels written there, with a mask that is computed per side pixel and applied to the front
-picture's index, border pixels that catch what falls outside, and the horizontal intrinsics for both axes.
+picture's index, border pixels that catch what falls outside, and the horizontal intrinsics for both axes;
+its pictures of 256 px are rounded to whole levels. Its two times are drawn with replacement, so that they may
+be equal; the paper's differ.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.camera import Camera
-from stages.metrics import FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, each, mean_of
+from stages.metrics import FRONT_SIDE_PAIRS, Evaluation, MultiView, Value, check_views, each, mean_of
 from stages.metrics.chamfer import resize
 
 NAMES = ("warping_error",)
@@ -37,18 +39,24 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
 
 def video_error(view: MultiView, *, official: bool) -> float:
     """Mean over the four front-side pairs, grey levels; NaN when none has one."""
+    check_views(view, "images", "depth", "cameras")
     pairs = np.array([pair_error(view, front, side, official=official) for front, side in FRONT_SIDE_PAIRS])
     return float(np.nanmean(pairs)) if not np.isnan(pairs).all() else float("nan")
 
 
 def pair_error(view: MultiView, front: int, side: int, *, official: bool) -> float:
     """Grey levels; NaN when no pixel of the side view falls into the front view."""
-    image_front = resize(view.images[front], SIDE)
-    image_side = resize(view.images[side], SIDE)
     if official:
+        import cv2
+
+        image_front, image_side = (
+            cv2.resize(view.images[i], (SIDE, SIDE)).astype(np.float64) for i in (front, side)
+        )
         return official_warp(
             view.cameras[front], view.cameras[side], image_front, image_side, view.depth[side]
         )[2]
+    image_front = resize(view.images[front], SIDE)
+    image_side = resize(view.images[side], SIDE)
     depth = resize(view.depth[side][..., None], SIDE)[..., 0]
     return warping_error(view.cameras[front], view.cameras[side], image_front, image_side, depth)
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from model.camera import Camera, canonical_camera, orbit
-from stages.metrics import Evaluation, MultiView
+from stages.metrics import Evaluation, MultiView, bootstrap
 from stages.metrics.chamfer import chamfer_median, compute, lower_median, resize
 from stages.metrics.warping import lift
 
@@ -95,6 +97,88 @@ def scene(seen: list[tuple[np.ndarray, np.ndarray]]) -> MultiView:
         images=np.zeros((4, 8, 8, 3), np.uint8), depth=opacity, opacity=opacity, points=points,
         cameras=np.stack([c.encode() for c in (FRONT, SIDE, SIDE, FRONT)]), times=np.zeros(4, np.float32),
     )  # fmt: skip
+
+
+def noise(side: int, opacity: np.ndarray | None = None, seed: int = 0) -> MultiView:
+    """Four clouds of random points, half of the rays opaque unless told otherwise."""
+    random = np.random.default_rng(seed)
+    points = random.normal(0, 0.2, (4, side, side, 3)).astype(np.float32)
+    if opacity is None:
+        opacity = random.uniform(0, 1, (4, side, side)).astype(np.float32)
+    return replace(scene([plane(0.0)] * 4), points=points, opacity=opacity)
+
+
+def nearest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared distance of each x to the nearest y, of all pairs."""
+    return ((x[:, None].astype(np.float64) - y[None]) ** 2).sum(axis=-1).min(axis=1)
+
+
+def middle(values: np.ndarray) -> float:
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_the_papers_distance_is_its_formula_on_clouds_of_64_by_64(side: int) -> None:
+    torch = pytest.importorskip("torch")
+    few = np.random.default_rng(1).uniform(0, 0.6, (4, side, side)).astype(np.float32)
+    view = noise(side, few)
+    channels = np.concatenate([view.points, view.opacity[..., None]], axis=-1).transpose(0, 3, 1, 2)
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(channels).double(), size=(64, 64), mode="bilinear", align_corners=False
+    )
+    clouds = [x[:, :3][x[:, 3] >= 0.5] / BIN for x in large.flatten(2).transpose(1, 2).numpy()]
+    pairs = [(0, 2), (3, 1), (0, 1), (3, 2), (0, 3), (2, 1)]
+    both_ways = [
+        middle(nearest(clouds[a], clouds[b])) + middle(nearest(clouds[b], clouds[a])) for a, b in pairs
+    ]
+    assert chamfer(view) == pytest.approx(np.mean(both_ways), rel=1e-6)
+
+
+def test_the_official_distance_is_the_authors_formula_and_its_interval_is_of_the_sum() -> None:
+    views = [noise(24, seed=seed) for seed in range(3)]
+    sums = []
+    for view in views:
+        clouds, kept = view.points.reshape(4, -1, 3), view.opacity.reshape(4, -1) > 0.5
+        sums.append(sum(
+            middle(nearest(clouds[a], clouds[b])[kept[a]]) + middle(nearest(clouds[b], clouds[a])[kept[b]])
+            for a, b in ((0, 2), (3, 1), (0, 1), (3, 2))
+        ))  # fmt: skip
+    blind = noise(24, np.zeros((4, 24, 24), np.float32))
+    value = compute(Evaluation(views=[*views, blind], mode="official"))["chamfer"]
+    assert value.value == pytest.approx(sum(sums), rel=1e-9)
+    assert (value.samples, value.direction) == (3, "lower")
+    assert value.unit == "world units squared, summed over all pairs"
+    low, high = bootstrap([*sums, 0.0])
+    assert value.interval == pytest.approx((4 * low, 4 * high))
+
+
+def test_a_ray_of_opacity_one_half_stays_in_the_paper_and_goes_in_the_authors_script() -> None:
+    half = np.full((4, 8, 8), 0.5, np.float32)
+    for mode, there in (("paper", True), ("official", False)):
+        value = compute(Evaluation(views=[noise(8, half)], mode=mode))["chamfer"]
+        assert (value.value is not None) == there
+        slightly = compute(Evaluation(views=[noise(8, half + 0.1)], mode=mode))["chamfer"]
+        assert slightly.value is not None
+
+
+def test_pairs_of_a_view_without_an_opaque_ray_are_left_out() -> None:
+    seen = np.ones((4, 64, 64), np.float32)
+    seen[1] = 0
+    apart = replace(noise(64), points=np.stack([plane(z, 64)[0] for z in (0.0, 9.0, BIN, 0.0)]), opacity=seen)
+    # Of (0,2), (3,2) and (0,3) the last is of two equal clouds.
+    assert chamfer(apart) == pytest.approx(2 * 2 / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["paper", "official"])
+@pytest.mark.parametrize("name", ["points", "opacity"])
+def test_views_that_are_not_finite_are_refused_by_name(mode: str, name: str) -> None:
+    view = noise(8)
+    getattr(view, name)[2, 3, 4] = np.nan
+    with pytest.raises(ValueError, match=f"{name} hold numbers that are not finite"):
+        compute(Evaluation(views=[view], mode=mode))
+    three = replace(view, points=view.points[:2], opacity=view.opacity[:2])
+    with pytest.raises(ValueError, match="points of 2 views"):
+        compute(Evaluation(views=[three], mode=mode))
 
 
 def chamfer(view: MultiView) -> float:

@@ -21,7 +21,7 @@ def test_the_interval_of_a_mean_covers_what_the_normal_law_says_and_does_not_cha
     low, high = mean_of(numbers, unit="px", direction="lower").interval
     assert (low, high) == mean_of(numbers, unit="px", direction="lower").interval
     half = 1.96 * numbers.std() / 400**0.5
-    assert (low, high) == pytest.approx((numbers.mean() - half, numbers.mean() + half), abs=0.03)
+    assert (low, high) == pytest.approx((numbers.mean() - half, numbers.mean() + half), abs=0.02)
 
 
 def test_one_video_has_no_interval() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from metric_files import PictureNetwork, VideoNetwork, onnx_mean, script, seeded
 from infra.storage import FolderStorage  # noqa: E402
 from model.camera import canonical_camera  # noqa: E402
 from stages.metrics import Evaluation, MultiView, load  # noqa: E402
+from stages.metrics.fid import inception_features  # noqa: E402
 from stages.metrics.frechet import frechet_distance, statistics  # noqa: E402
 from stages.metrics.fvd import i3d_preprocess, video_features  # noqa: E402
 from stages.metrics.identity import whole_frame_similarity  # noqa: E402
@@ -89,6 +92,39 @@ def test_the_official_mode_goes_by_way_of_512_px(i3d: Evaluation) -> None:
     assert official.value == pytest.approx(paper.value, rel=0.5)
 
 
+def test_official_frames_are_those_of_512_px(i3d: Evaluation) -> None:
+    network = find_network("i3d", i3d.networks, None)
+    small = np.random.default_rng(2).integers(0, 256, (16, 96, 96, 3)).astype(np.uint8)
+    large = np.stack([cv2.resize(frame, (512, 512)) for frame in small])
+    found = video_features(small, network, 16, 0, "official")
+    np.testing.assert_array_equal(found, video_features(large, network, 16, 0, "paper"))
+    np.testing.assert_array_equal(found, video_features(large, network, 16, 0, "official"))
+    assert (found != video_features(small, network, 16, 0, "paper")).any()
+
+
+class LogitsOfMoments(torch.nn.Module):
+    """[1, 3, T, H, W] -> [1, 3, T]: of every frame, as I3D before its mean over time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(3, 4))
+
+
+def test_logits_of_every_moment_are_averaged_over_time(tmp_path: Path) -> None:
+    path = script(tmp_path, LogitsOfMoments(), "moments.pt")
+    network = find_network("i3d", {"i3d": str(path)}, None)
+    found = video_features(FAKE[0], network, 16, 32)
+    expected = i3d_preprocess(FAKE[0][None]).mean(axis=(2, 3, 4), dtype=np.float64)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_network_of_one_size_gets_averaged_frames_of_that_size(tmp_path: Path) -> None:
+    path = onnx_mean(tmp_path / "mean.onnx", ["n", 3, 16, 16], [2, 3])
+    network = find_network("inception", {"inception": str(path)}, None)
+    video = (np.random.default_rng(3).integers(0, 64, (16, 32, 32, 3)) * 4).astype(np.uint8)
+    expected = video.mean(axis=(1, 2))                       # which averaging keeps, up to whole levels
+    np.testing.assert_allclose(inception_features(video, network, 16, 32), expected, atol=0.6)
+
+
 def test_a_video_has_the_same_features_alone_and_among_others(i3d: Evaluation) -> None:
     together = features(i3d, FAKE)
     np.testing.assert_array_equal(together[[5]], features(i3d, [FAKE[5]]))
@@ -110,6 +146,42 @@ def test_real_statistics_are_found_once_and_kept_for_the_same_data_only(i3d, tmp
     assert len(list(store.list("statistics"))) == 3
 
 
+def test_real_statistics_of_other_settings_or_other_code_are_not_taken(
+    i3d, tmp_path: Path, monkeypatch
+) -> None:
+    store = FolderStorage(tmp_path / "store")
+    kept = replace(i3d, videos=FAKE[:4], real=REAL[:4], cache=store, real_key="k")
+    long = replace(kept, frames=48, videos=videos(4, frames=48), real=videos(5, 2, 48))
+    large = replace(kept, size=64, videos=videos(4, side=64), real=videos(5, 2, side=64))
+    for number, other in enumerate((kept, replace(kept, mode="official"), long, large, kept), 1):
+        ((_, value),) = FVD(other).items()
+        assert value == next(iter(FVD(replace(other, cache=None)).values()))
+        assert len(list(store.list("statistics"))) == min(number, 4)
+    for name in ("fvd", "networks", "reference", "statistics"):
+        changed = tmp_path / f"{name}.py"
+        changed.write_text("# another way to prepare frames")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules[f"stages.metrics.{name}"], "__file__", str(changed))
+            FVD(kept)
+    assert len(list(store.list("statistics"))) == 8
+
+
+@pytest.mark.parametrize(("other", "message"), [({"frames": 48}, "of frames 48, .* of 16"), (
+    {"mode": "official"}, "of mode official, .* of paper")])  # fmt: skip
+def test_statistics_of_another_length_or_definition_are_refused_before_a_video_is_made(
+    i3d, tmp_path: Path, other, message: str
+) -> None:
+    store = FolderStorage(tmp_path / "store")
+    frames = other.get("frames", 16)
+    some = {"videos": videos(4, frames=frames), "real": videos(4, 1, frames)}
+    FVD(replace(i3d, cache=store, real_key="k", **some, **other))
+    (key,) = store.list("statistics")
+    fake = Counted(FAKE)
+    with pytest.raises(ValueError, match=message):
+        FVD(replace(i3d, videos=fake, statistics=store.path(key)))
+    assert fake.passes == 0
+
+
 def test_a_published_file_takes_the_place_of_real_videos_under_a_name_that_says_so(
     tmp_path: Path, shared_data: Path
 ) -> None:
@@ -121,6 +193,9 @@ def test_a_published_file_takes_the_place_of_real_videos_under_a_name_that_says_
     assert "do not say which network" in value.note
     assert "5000 real videos" in value.note
     assert "fewer videos than the 400 features" in value.note
+    long = replace(given, frames=48, videos=videos(3, frames=48))
+    with pytest.raises(ValueError, match="of frames 16, this evaluation of 48"):
+        FVD(long)                                            # the authors' clips have 16
 
 
 def test_statistics_of_another_network_are_refused(i3d, tmp_path: Path, shared_data: Path) -> None:
@@ -131,14 +206,16 @@ def test_statistics_of_another_network_are_refused(i3d, tmp_path: Path, shared_d
     FVD(replace(i3d, cache=store, real_key="k"))
     (key,) = store.list("statistics")
     other = script(tmp_path, seeded(VideoNetwork, 1), "other.pt")
+    fake = Counted(FAKE)
     with pytest.raises(ValueError, match="statistics of another network: of sha256"):
-        FVD(replace(i3d, networks={"i3d": str(other)}, statistics=store.path(key)))
+        FVD(replace(i3d, videos=fake, networks={"i3d": str(other)}, statistics=store.path(key)))
+    assert fake.passes == 0                                  # found before hours of work
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (videos(1, frames=15)[0], r"video 1[24]: a video is \[15, 32, 32, 3\], not of 16 frames"),
+        (videos(1, frames=15)[0], r"a video is \[15, 32, 32, 3\], not of 16 frames"),
         (videos(1, side=64)[0], "64x64 px, the others of 32x32"),
         (np.full((16, 32, 32, 3), np.nan, np.float32), "NaN in its frames"),
         (np.zeros((16, 32, 32, 3), np.float32), "float32 frames; give uint8"),
@@ -149,9 +226,9 @@ def test_a_video_of_another_kind_is_refused_and_nothing_is_kept(
 ) -> None:
     store = FolderStorage(tmp_path / "store")
     for compute, evaluation in ((FVD, i3d), (FID, inception)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"^real video 14: .*{message}"):
             compute(replace(evaluation, real=[*REAL, bad], cache=store, real_key="k"))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"^generated video 12: .*{message}"):
             compute(replace(evaluation, videos=[*FAKE, bad]))
     assert not list(store.list("statistics"))
 
@@ -199,6 +276,17 @@ def test_fid_and_kid_share_a_pass_and_keep_one_row_of_each_video(inception, tmp_
     assert real.passes == 1
 
 
+def test_a_copy_of_an_evaluation_with_other_videos_has_other_figures(inception: Evaluation) -> None:
+    """It shares its memory with the first."""
+    first = FID(inception)["fid/pictures"]
+    other = replace(inception, videos=videos(12, seed=7))
+    assert other.memory is inception.memory
+    assert FID(other)["fid/pictures"] == FID(replace(other, memory={}))["fid/pictures"] != first
+    fewer = replace(inception, real=REAL[:9])
+    assert KID(fewer)["kid/pictures"] == KID(replace(fewer, memory={}))["kid/pictures"]
+    assert FID(inception)["fid/pictures"] == first
+
+
 def plain_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Its definition, pair by pair."""
 
@@ -218,7 +306,15 @@ def test_kid_is_unbiased_and_its_interval_covers_the_spread() -> None:
         values.append(value)
         halves.append((high - low) / 2)
     assert abs(np.mean(values)) < 3 * np.std(values) / 30**0.5 + 0.01
-    assert np.mean(halves) == pytest.approx(1.96 * np.std(values), rel=0.35)
+    assert np.mean(halves) == pytest.approx(2.26 * np.std(values), rel=0.35)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_kid_of_any_block_size_is_its_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.metrics.kid.BLOCK", block)
+    random = np.random.default_rng(4)
+    x, y = (random.normal(size=(n, 5)).astype(np.float32) for n in (20, 23))
+    assert unbiased_mmd(x, y)[0] == pytest.approx(plain_mmd(x, y), rel=1e-9)
 
 
 def test_id_by_a_network_of_ones_own_has_its_name_and_the_papers_arithmetic(tmp_path: Path) -> None:

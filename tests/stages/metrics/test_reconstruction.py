@@ -67,6 +67,43 @@ def test_what_is_no_reconstruction_of_the_video_is_refused(measure, made, messag
         measure(VIDEO, made)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_iterator_that_the_next_metric_would_find_empty_is_refused(name: str) -> None:
+    given = Evaluation(reconstructions=iter([(VIDEO, VIDEO)]))
+    with pytest.raises(ValueError, match="give a list"):
+        load(f"stages.metrics.{name}")(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "direction"),
+    [
+        ("l1", "share of full range", "lower"),
+        ("psnr", "dB", "higher"),
+        ("ssim", "similarity", "higher"),
+    ],
+)
+def test_a_figure_of_reconstructions_has_its_unit_and_direction(name: str, unit: str, direction: str) -> None:
+    value = load(f"stages.metrics.{name}")(Evaluation(reconstructions=[(VIDEO, VIDEO)]))[name]
+    assert (value.unit, value.direction, value.samples, value.interval) == (unit, direction, 1, None)
+
+
+def test_similarity_is_its_definition_with_a_gaussian_of_eleven_pixels() -> None:
+    """Wang et al. 2004, over the places where the window fits."""
+    from scipy.signal import convolve2d
+
+    a = RANDOM.integers(0, 256, (20, 26, 3)).astype(np.float64)
+    b = np.clip(a + RANDOM.normal(0, 40, a.shape), 0, 255)
+    gauss = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(gauss, gauss) / gauss.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    found = []
+    for x, y in zip(np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0), strict=True):
+        mx, my, xx, yy, xy = (convolve2d(z, window, "valid") for z in (x, y, x * x, y * y, x * y))
+        top = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
+        found.append((top / ((mx**2 + my**2 + c1) * (xx - mx**2 + yy - my**2 + c2))).mean())
+    assert ssim(a[None], b[None])[0] == pytest.approx(np.mean(found), rel=1e-9)
+
+
 def test_lpips_is_the_squared_distance_of_the_networks_features(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from metric_files import PictureNetwork, script, seeded
