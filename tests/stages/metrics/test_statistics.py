@@ -113,6 +113,21 @@ def test_an_npz_with_pickles_is_refused() -> None:
         from_bytes(buffer.getvalue(), "file")
 
 
+@pytest.mark.parametrize("name", ["head", "mean", "covariance", "features"])
+def test_an_npz_whose_array_runs_something_is_refused_unexecuted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
+    whole_file = Statistics(np.ones(2), np.eye(2), 5, features=np.ones((5, 2), np.float32)).to_bytes()
+    with np.load(io.BytesIO(whole_file)) as arrays:
+        parts = dict(arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{**parts, name: np.array([Evil()], dtype=object)})
+    with pytest.raises(ValueError, match=r"^file: no statistics"):
+        from_bytes(buffer.getvalue(), "file")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_authors_file_holds_sums_and_is_read_as_mean_and_covariance(shared_data: Path) -> None:
     (path,) = (shared_data / "weights").glob("*i3d-stats.pkl")
     found = read_statistics(path)
