@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
@@ -120,13 +121,13 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     except FileNotFoundError:
         pass
     except MlflowException as error:
-        log.warning("MLflow run of %s is not at %s (%s); starting another", key, uri, error.error_code)
+        log.warning("MLflow run of %s is not at %s (%s); starting another", key, shown(uri), error.error_code)
     found = client.get_experiment_by_name(experiment)
     folder = artifact_folder(uri)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, folder)
     tags = {"mlflow.source.name": "pv3d", "mlflow.version": mlflow.__version__}
     run = client.create_run(experiment_id, run_name=name, tags=tags)
-    store.write(key, json.dumps({"run_id": run.info.run_id, "tracking": uri}).encode())
+    store.write(key, json.dumps({"run_id": run.info.run_id, "tracking": shown(uri)}).encode())
     return Run(client, str(run.info.run_id))
 
 
@@ -144,6 +145,11 @@ def prepare_database(uri: str) -> None:
             os.link(f"{folder}/new.db", path)
 
 
+def shown(uri: str) -> str:
+    """An address without the password that it may hold."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1@", uri)
+
+
 def check_tracking(uri: str) -> None:
     """Raise ValueError unless a tracking server or a database can be at `uri`. Makes nothing; MLflow itself
     would try for minutes."""
@@ -155,7 +161,9 @@ def check_tracking(uri: str) -> None:
     elif scheme in _DATABASES:
         _check_driver(uri)
     elif scheme not in _SCHEMES:
-        raise ValueError(f"storage.tracking: {uri} is no address of MLflow; write sqlite:///FILE or http://HOST")
+        raise ValueError(
+            f"storage.tracking: {shown(uri)} is no address of MLflow; write sqlite:///FILE or http://HOST"
+        )
 
 
 def _check_driver(uri: str) -> None:
@@ -165,10 +173,10 @@ def _check_driver(uri: str) -> None:
     try:
         make_url(uri).get_dialect().import_dbapi()
     except ImportError as error:
-        raise ValueError(f"storage.tracking: {uri}: needs a driver ({error}); install it") from None
+        raise ValueError(f"storage.tracking: {shown(uri)}: needs a driver ({error}); install it") from None
     except (SQLAlchemyError, ValueError) as error:
         cause = str(error).splitlines()[0][:120]
-        raise ValueError(f"storage.tracking: {uri}: is no address of a database ({cause})") from None
+        raise ValueError(f"storage.tracking: {shown(uri)}: is no address of a database ({cause})") from None
 
 
 def _check_database(uri: str, path: Path) -> None:
@@ -193,7 +201,9 @@ def _check_server(uri: str) -> None:
         socket.create_connection((place.hostname or "", port), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
-        raise ValueError(f"storage.tracking: {uri}: nothing answers ({cause}); start the server") from None
+        raise ValueError(
+            f"storage.tracking: {shown(uri)}: nothing answers ({cause}); start the server"
+        ) from None
 
 
 def artifact_folder(uri: str) -> str | None:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from infra.json_values import parsed
+from infra.tracking import shown
 from pipelines.document import did_you_mean
 
 if TYPE_CHECKING:
@@ -211,7 +214,7 @@ def _figures(workflow: Workflow, client: Any, number: int) -> Figures:
 
     name, tracking = workflow.register.name, workflow.storage.tracking
     tags = client.get_model_version(name, str(number)).tags
-    if "ema" not in tags or "step" not in tags:
+    if not {"ema", "step", "checkpoint"} <= tags.keys() or not re.fullmatch("[0-9]{1,15}", tags["step"]):
         raise ValueError(f"models:/{name}/{number}: was not registered by `pv3d run`; register it again")
     address = f"models:/{name}/{number}"
     model = tags.get("model") or model_key(open_model(address, tracking).generator.config)
@@ -264,8 +267,8 @@ def history(client: Any, name: str) -> list[dict[str, Any]]:
     """Every change of the champion, oldest first: {"version", "at", "by": "gate" or "rollback"}."""
     text = client.get_registered_model(name).tags.get(HISTORY, "[]")
     try:
-        return [{"version": int(e["version"]), "at": e["at"], "by": e["by"]} for e in json.loads(text)]
-    except (ValueError, TypeError, LookupError):
+        return [{"version": int(e["version"]), "at": e["at"], "by": e["by"]} for e in parsed(text)]
+    except (ValueError, TypeError, LookupError, OverflowError):
         raise ValueError(f"{name}: its tag {HISTORY} is damaged; delete the tag") from None
 
 
@@ -296,7 +299,7 @@ def rollback(name: str, tracking: str) -> tuple[int, int]:
         client = MlflowClient()
         versions = {int(v.version) for v in client.search_model_versions(f"name = '{name}'")}
         if not versions:
-            raise ValueError(f"{name!r}: nothing is registered under this name at {tracking}")
+            raise ValueError(f"{name!r}: nothing is registered under this name at {shown(tracking)}")
         champion = holder(client, name, CHAMPION)
         if champion is None:
             raise ValueError(f"{name}: no version is champion; `pv3d promote` asks the gate")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.tracking import shown
+
 if TYPE_CHECKING:
     from infra.checkpoints import Checkpoint
     from model.generator import Generator
@@ -299,5 +301,5 @@ def find_version(tracking: str, name: str, alias: str) -> Any | None:
         return MlflowClient(tracking).get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-            log.warning("the registry at %s does not answer (%s)", tracking, error.error_code)
+            log.warning("the registry at %s does not answer (%s)", shown(tracking), error.error_code)
         return None

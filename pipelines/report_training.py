@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from infra.storage import Storage
+from infra.tracking import shown
 
 if TYPE_CHECKING:
     from pipelines.workflow import Workflow
@@ -66,7 +67,7 @@ def _curves(tracking: str, run: str) -> list[dict[str, Any]]:
         names = sorted(client.get_run(run).data.metrics)
         histories = {name: client.get_metric_history(run, name) for name in names}
     except MlflowException as error:
-        log.warning("no curves: MLflow run %s is not at %s (%s)", run, tracking, error.error_code)
+        log.warning("no curves: MLflow run %s is not at %s (%s)", run, shown(tracking), error.error_code)
         return []
     made = []
     for name, history in histories.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from infra.cluster import OBJECTS_MB
 from infra.storage import check_root
@@ -265,12 +265,22 @@ class EvaluateSettings(Closed):
         return value
 
 
+def _usable(alias: str) -> str:
+    """Raises ValueError for a name that MLflow refuses: the training would be done by then."""
+    if re.fullmatch("latest|v[0-9]+", alias.lower()):
+        raise ValueError(f"{alias} means a version by itself to MLflow; name another, such as candidate")
+    return alias
+
+
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$"), AfterValidator(_usable)]
+
+
 class GateRule(Closed):
     """What a figure of the evaluation must be."""
 
     max: float | None = None
     min: float | None = None
-    not_worse_than: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    not_worse_than: Alias | None = None
     """An alias of the registered model, such as champion. Holds while no version has it."""
     tolerance: float = Field(default=0.0, ge=0)
     """By how much it may be worse than the figure of that version, in the figure's unit."""
@@ -287,8 +297,8 @@ class GateRule(Closed):
 
 
 class RegisterSettings(Closed):
-    name: str = Field(default="pv3d", pattern=r"^[^/:\s]([^/:]*[^/:\s])?$")
-    alias: str = Field(default="candidate", pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(default="pv3d", pattern=r"^[^/:'\s]([^/:']*[^/:'\s])?$")
+    alias: Alias = "candidate"
     gate: dict[str, GateRule] = {}
     """What a version must show to become `champion`, by the names of figures: see docs/registry.md. A rule
     that is null is none, so that a profile can take one away."""

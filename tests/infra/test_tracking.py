@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.storage import FolderStorage
-from infra.tracking import Run, check_tracking, open_run
+from infra.tracking import Run, check_tracking, open_run, shown
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -113,6 +113,17 @@ def test_a_tracking_place_that_cannot_be_is_refused_at_once(uri: str, message: s
         check_tracking(uri.format(place=tmp_path))
     assert str(refused.value).startswith("storage.tracking: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:hush@127.0.0.1:1", "postgresql+nothing://me:hush@h/db", "foo://me:hush@x"]
+)
+def test_the_password_of_an_address_is_not_told(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"//me") as refused:
+        check_tracking(uri)
+    assert "hush" not in str(refused.value)
+    assert shown("postgresql://me:hu@sh@host/db") == "postgresql://me@host/db"
+    assert shown("sqlite:////a:b@c/mlflow.db") == "sqlite:////a:b@c/mlflow.db"
 
 
 def test_a_new_database_is_fine_and_asking_makes_nothing(tmp_path: Path) -> None:

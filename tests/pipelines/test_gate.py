@@ -114,6 +114,37 @@ def test_champion_is_no_alias_of_ones_own(tmp_path: Path) -> None:
         workflow_at(tmp_path, "sqlite:///m.db", "register.alias=champion")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("register.alias=latest", "register.alias: latest means a version by itself to MLflow"),
+        ("register.alias=V12", "means a version by itself to MLflow"),
+        ("register.gate={chamfer: {not_worse_than: v1}}", "not_worse_than: v1 means a version by itself"),
+        ("register.name=\"Anna's\"", "register.name: string should match pattern"),
+    ],
+)
+def test_what_the_registry_would_refuse_after_the_training_is_refused_before_it(
+    tmp_path: Path, change: str, message: str
+) -> None:
+    with pytest.raises(WorkflowError, match=re.escape(message)):
+        workflow_at(tmp_path, "sqlite:///m.db", change)
+
+
+@pytest.mark.parametrize(("tag", "value"), [("step", "x"), ("step", "-1"), ("checkpoint", None)])
+def test_a_version_whose_tags_somebody_damaged_is_refused_in_one_line(
+    tmp_path: Path, mlflow_database: Path, tag: str, value: str | None
+) -> None:
+    workflow = workflow_at(tmp_path, database_at(tmp_path, mlflow_database), gate=RULES)
+    begin(workflow)
+    client = mlflow.MlflowClient(workflow.storage.tracking)
+    client.create_registered_model("pv3d")
+    tags = {"ema": "0", "step": "24", "checkpoint": "x", tag: value}
+    given = {name: text for name, text in tags.items() if text is not None}
+    client.create_model_version("pv3d", f"{tmp_path}/model", tags=given)
+    with pytest.raises(ValueError, match="models:/pv3d/1: was not registered by `pv3d run`"):
+        decide(workflow, version=1)
+
+
 RULES = "{warping_error: {not_worse_than: champion}, chamfer: {max: 1000000}}"
 
 
@@ -183,7 +214,8 @@ def test_the_gate_takes_the_better_refuses_the_worse_and_says_why(tmp_path: Path
 def test_a_history_that_somebody_damaged_is_one_line(tmp_path: Path, mlflow_database: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(mlflow_database, tmp_path)}")
     client.create_registered_model("faces")
-    for tag in ("no json", "1", "[1]", "[{}]", '[{"version": "x", "at": "", "by": "gate"}]'):
+    event = '[{"version": %s, "at": "", "by": "gate"}]'
+    for tag in ("no json", "1", "[1]", "[{}]", event % '"x"', event % "1e999", "[" * 4000):
         client.set_registered_model_tag("faces", "champion.history", tag)
         with pytest.raises(ValueError, match=r"faces: its tag champion\.history is damaged; delete the tag"):
             history(client, "faces")
