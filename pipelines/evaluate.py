@@ -25,6 +25,7 @@ from infra.json_values import is_number, parsed_object, read_text
 from infra.storage import Storage
 from infra.weights import digest, find
 from pipelines.evaluate_samples import Crew, Here, Kind, Studio, There, held_out, real_key
+from pipelines.evaluate_samples import code as samples_code
 from stages import metrics
 from stages.metrics import Evaluation, Samples, Value
 from stages.versions import latest_version
@@ -217,7 +218,7 @@ def run_id(workflow: Workflow) -> str | None:
 def result_name(subject: Subject, settings: EvaluateSettings, store: Storage) -> str:
     """The key of a result: another for other weights, settings or metric versions, when weights came, and for
     other real videos where a metric sees them."""
-    code = hashlib.sha256()
+    code = hashlib.sha256(samples_code().encode())
     for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py")):
         code.update(file.read_bytes())
     names = {name for path in settings.metrics for name in metrics.weights_of(path)}

@@ -152,11 +152,21 @@ def held_out(dataset: Dataset | None, frames: int, most: int) -> tuple[list[Samp
 
 
 def real_key(dataset: Dataset | None, settings: EvaluateSettings) -> str:
-    """Which real videos: a hash of the dataset and of how they are cut and written; "" without a dataset."""
+    """Which real videos: the version of the dataset, and a hash of how they are cut and written; "" without a
+    dataset."""
     if dataset is None:
         return ""
-    parts = [dataset.version, settings.frames, settings.videos, settings.seed, settings.h264, CRF]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    parts = [settings.frames, settings.videos, settings.seed, settings.h264, code()]
+    return f"{dataset.version}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the files that cut, write and read samples: other code may make others."""
+    from stages import video
+
+    files = [Path(__file__), Path(str(video.__file__))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _start(sample: Sample, settings: EvaluateSettings) -> int:

@@ -5,6 +5,7 @@
     shards      tars and indices without a manifest
     ledger      segments all of whose records are superseded or of clips that are gone; halves of segments
     aligned     frames and sound of clips that are gone
+    statistics  of real videos, of versions of the dataset that are gone
     temporary   files and uploads that were never finished
     leases      of runs that are over
 
@@ -30,12 +31,13 @@ from pipelines.reachable import reachable
 from pipelines.segments import SCHEMA
 from pipelines.workflow import Workflow
 from stages.dataset import LATEST, TOMBSTONE
+from stages.metrics.reference import FOLDER as STATISTICS
 from stages.versions import latest_version
 
 log = logging.getLogger(__name__)
 
 # In the order in which they are deleted: what names another object goes before it.
-KINDS = ("datasets", "manifests", "shards", "ledger", "aligned", "temporary", "leases")
+KINDS = ("datasets", "manifests", "shards", "ledger", "aligned", "statistics", "temporary", "leases")
 _BATCH = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -92,13 +94,17 @@ def find(workflow: Workflow, store: Storage, *, before_s: float, keep: int | Non
     """Everything that may go. Reads the whole ledger, and lists the store."""
     found = Orphans(before_s)
     live = reachable(store, [step.name for step in workflow.steps])
-    named = live.names | _of_versions(store, found, keep) | _of_takedowns(store)
+    versions = _versions(store, found, keep)
+    named = live.names.union(_of_takedowns(store), *versions.values())
     _shards(store, found, named, sure=live.complete)
     _ledger(store, found, live.segments)
     if live.complete:
         for entry in store.entries("aligned"):
             if entry.key not in named:
                 found.note("aligned", entry)
+    for entry in store.entries(STATISTICS):
+        if entry.key.split("/")[1].partition("-")[0] not in versions:
+            found.note("statistics", entry)
     for entry, remove in store.unfinished():
         if found.note("temporary", entry):
             found.removers[f"{entry.key} {len(found.removers)}"] = remove
@@ -110,8 +116,8 @@ def find(workflow: Workflow, store: Storage, *, before_s: float, keep: int | Non
     return found
 
 
-def _of_versions(store: Storage, found: Orphans, keep: int | None) -> set[str]:
-    """The manifests of the versions of the dataset that stay."""
+def _versions(store: Storage, found: Orphans, keep: int | None) -> dict[str, list[str]]:
+    """The versions of the dataset that stay, each with its manifests."""
     entries = {entry.key: entry for entry in store.entries("dataset") if entry.key != LATEST}
     named = {key: _manifests(store, key) for key in entries}
     standing = [key for key in entries if named[key] is not None]
@@ -120,7 +126,7 @@ def _of_versions(store: Storage, found: Orphans, keep: int | None) -> set[str]:
         standing.sort(key=lambda key: (key == latest, entries[key].modified_s), reverse=True)
         gone = {key for key in standing[max(1, keep):] if found.note("datasets", entries[key])}
         standing = [key for key in standing if key not in gone]
-    return {name for key in standing for name in named[key] or ()}
+    return {_stem(key): named[key] or [] for key in standing}
 
 
 def _manifests(store: Storage, key: str) -> list[str] | None:

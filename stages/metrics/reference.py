@@ -82,7 +82,8 @@ def real_statistics(
         "mode": evaluation.mode, "version": VERSION, "code": code_of(function),
     }  # fmt: skip
     text = json.dumps([about, network.sha256], sort_keys=True)
-    key = f"{FOLDER}/{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    key = f"{FOLDER}/{evaluation.real_key}/{name}"
     cache = evaluation.cache if evaluation.real_key else None
     if cache is not None and cache.exists(key):
         found = from_bytes(cache.read(key), key)

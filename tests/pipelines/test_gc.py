@@ -25,6 +25,7 @@ from pipelines.ledger import Ledger
 from pipelines.runner import prepare
 from pipelines.workflow import load
 from stages.dataset import open_dataset
+from stages.versions import latest_version
 
 DAY = 86400
 
@@ -70,6 +71,8 @@ def seed(people: People) -> dict[str, dict[str, bytes]]:
         "ledger": {"ledger/Frames/20200101T000000.000000Z-000000-aaaaaa.npz",   # without records
                    "ledger/Frames/20200101T000000.000000Z-000000-bbbbbb.jsonl"},  # damaged
         "aligned": {"aligned/nobody-0123456789ab.tar", "aligned/nobody-0123456789ab.flac"},
+        "statistics": {"statistics/i3d-0123456789abcdef.npz",                   # from before they named one
+                       "statistics/0123456789abcdef-0123456789abcdef/i3d-0123456789abcdef.npz"},
         "temporary": {"shards/.tmp-123-abcdef"},
     }  # fmt: skip
     seeded: dict[str, dict[str, bytes]] = {kind: {} for kind in found}
@@ -77,13 +80,14 @@ def seed(people: People) -> dict[str, dict[str, bytes]]:
         for key in keys:
             seeded[kind][key] = b"{}" if key.endswith(".json") else b"orphan"
             path = Path(people.store.root, key)
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(seeded[kind][key])
     return seeded
 
 
 def test_orphans_of_every_kind_go_and_nothing_else_does(people: People) -> None:
     people.run()
+    people.store.write(f"statistics/{latest_version(people.store)}-0123456789abcdef/i3d-0.npz", b"kept")
     before = people.files()
     for _ in range(2):
         with hold(people.store, "pv3d run"):
@@ -140,13 +144,16 @@ def test_only_the_last_versions_of_the_dataset_are_kept_when_asked(people: Peopl
     for number in range(3):
         people.run(f"stages.WriteShards.buckets={number + 2}")
         versions.append(open_dataset(people.store).version)
+        people.store.write(f"statistics/{versions[-1]}-0123456789abcdef/i3d-0.npz", b"features")
         people.age(f"dataset/{versions[-1]}.json", days=5 - number)
+    people.age(*people.store.list("statistics"))
     people.age(*people.store.list("manifest"), *people.store.list("shards"), *people.store.list("ledger"))
     last = "stages.WriteShards.buckets=4"
     kept = {v: set(open_dataset(people.store, v).manifests) for v in versions}
     assert not [key for key in people.deleted(last) if not key.startswith("ledger/")]
     gone = people.deleted(last, keep=2)
     assert {key for key in gone if key.startswith("dataset/")} == {f"dataset/{versions[0]}.json"}
+    assert [key.split("/")[1].split("-")[0] for key in gone if key.startswith("statistics/")] == versions[:1]
     assert {key for key in gone if key.startswith("manifest/")} == kept[versions[0]] - kept[versions[1]]
     for version in versions[1:]:
         assert open_dataset(people.store, version).samples
@@ -288,7 +295,7 @@ def test_a_store_that_only_reads_can_be_looked_at(people: People) -> None:
     seed(people)
     people.age()
     before = people.files()
-    assert people.gc(dry_run=True)["objects"] == 8
+    assert people.gc(dry_run=True)["objects"] == 10
     assert people.files() == before
     assert list(people.store.list("lease")) == []
 
