@@ -109,8 +109,8 @@ class Evaluation:
     real: Samples[Video] | Sequence[Video] = ()
     """Of people whom the training has not seen, cut and written as the generated ones."""
     real_key: str = ""
-    """Which real videos: the version of the dataset, a dash, a hash of how they are cut. "": nothing about them
-    is kept."""
+    """Which real videos: the version of the dataset, a dash, a hash of how they are cut. "": nothing is
+    kept."""
     real_missing: str = "there are no real videos to compare with"
     """Why `real` is empty."""
     reconstructions: Iterable[tuple[Video, Video]] = ()
