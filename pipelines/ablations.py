@@ -191,29 +191,42 @@ def to_json(size: str, matrix_rows: list[Row]) -> dict[str, Any]:
 
 
 def cells(matrix: Matrix, row: Row, notes: list[str]) -> list[str]:
-    """One text per column; what has no number has a note: "-[2]"."""
+    """One text per column. What has no number has a note, "-[2]", and so has a figure by another network than
+    the listed one."""
     return [_cell(row, figure, notes) for figure in matrix.columns.values()]
 
 
 def _cell(row: Row, figure: str, notes: list[str]) -> str:
     if row.result is None and not row.fault:
         return ""
-    value = (row.result or {"metrics": {}})["metrics"].get(figure)
-    if value is not None and value["value"] is not None:
-        return f"{value['value']:.4g}"
-    note = row.fault if row.result is None else f"{figure} was not evaluated"
-    if value is not None:
-        note = f"{figure} was not computed: {value['reason']}"
+    name, value = _figure(row, figure)
+    number = "-" if value is None or value["value"] is None else f"{value['value']:.4g}"
+    if value is None:
+        note = row.fault or f"{figure} was not evaluated"
+    elif number == "-":
+        note = f"{name} was not computed: {value['reason']}"
+    elif name == figure:
+        return number
+    else:
+        note = f"{name}: {value['note']}"
     if note not in notes:
         notes.append(note)
-    return f"-[{notes.index(note) + 1}]"
+    return f"{number}[{notes.index(note) + 1}]"
+
+
+def _figure(row: Row, figure: str) -> tuple[str, dict[str, Any] | None]:
+    """Its name and value: `id`, or `id/ir_se50` by a file that was named in place of the listed network."""
+    found = row.result["metrics"] if row.result else {}
+    own = (name for name, value in found.items() if name.startswith(f"{figure}/") and value["network"])
+    name = figure if figure in found else next(own, figure)
+    return name, found.get(name)
 
 
 def headings(matrix: Matrix, matrix_rows: list[Row]) -> list[str]:
     """The columns, each with an arrow to where better is, once that is known."""
     made = []
     for name, figure in matrix.columns.items():
-        known = (row.result["metrics"].get(figure) for row in matrix_rows if row.result)
+        known = (_figure(row, figure)[1] for row in matrix_rows)
         direction = next((value["direction"] for value in known if value), "")
         made.append(f"{name}{ARROWS.get(direction, '')}")
     return made

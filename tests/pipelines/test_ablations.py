@@ -126,6 +126,17 @@ def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> 
     assert json.loads(json.dumps(ablations.to_json("small", found)))["rows"][1]["fault"]
 
 
+def test_a_figure_by_a_network_of_ones_own_stands_in_its_column_with_a_note() -> None:
+    row = Row("3a", "w/o D_vid", workflow=None)
+    found = {"direction": "higher", "value": 0.7, "note": "", "network": ""}
+    values = {"id/dlib": found, "id/ir_se50": {**found, "value": 0.6, "note": "by it", "network": "ab12"}}
+    row.result = {"metrics": values, "checkpoint": "train/a/checkpoints/1", "step": 1}
+    assert headings(read_matrix(FILE), [row])[1] == "ID↑"
+    lines = text(read_matrix(FILE), [row]).splitlines()
+    assert [cell.strip() for cell in lines[4].strip("|").split("|")][:3] == ["w/o D_vid", "-[1]", "0.6[2]"]
+    assert "[2] id/ir_se50: by it" in lines
+
+
 def test_equal_weights_are_measured_apart_where_the_rows_use_them_otherwise(
     tmp_path: Path, mlflow_database: Path
 ) -> None:
