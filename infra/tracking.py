@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import tempfile
 import time
 from collections.abc import Mapping
@@ -107,8 +108,7 @@ def open_run(store: Storage, key: str, *, uri: str, experiment: str, name: str) 
     # Its own patience would be minutes per call; whoever calls tries again, or says that it is away.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _quiet()
     prepare_database(uri)
     client = MlflowClient(uri)
     try:
@@ -145,6 +145,12 @@ def prepare_database(uri: str) -> None:
             os.link(f"{folder}/new.db", path)
 
 
+def _quiet() -> None:
+    """MLflow tells of each database that it makes, and logs what it raises with its traceback."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
 def shown(uri: str) -> str:
     """An address without the password that it may hold."""
     return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1@", uri)
@@ -154,6 +160,7 @@ def check_tracking(uri: str) -> None:
     """Raise ValueError unless a tracking server or a database can be at `uri`. Makes nothing; MLflow itself
     would try for minutes."""
     scheme = uri.partition(":")[0].partition("+")[0]
+    _quiet()
     if scheme == "sqlite":
         _check_database(uri, Path(uri.partition(":///")[2].partition("?")[0]))
     elif scheme in ("http", "https"):
@@ -186,10 +193,16 @@ def _check_database(uri: str, path: Path) -> None:
                 head = file.read(16)
             if head not in (b"", b"SQLite format 3\0"):
                 raise ValueError(f"storage.tracking: {uri}: the file is no SQLite database; name another")
+            with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as made:
+                made.execute("SELECT name FROM sqlite_master").fetchall()
             return
         folder = next(parent for parent in path.absolute().parents if parent.exists())
     except OSError as error:
         raise ValueError(f"storage.tracking: {uri}: cannot be read ({error.strerror})") from None
+    except sqlite3.OperationalError:         # such as locked: MLflow waits
+        return
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"storage.tracking: {uri}: is damaged ({error}); bring it back") from None
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"storage.tracking: {uri}: nothing can be made in {folder}; name another place")
 

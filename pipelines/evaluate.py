@@ -148,6 +148,12 @@ def figures(
     else:
         with Makers(store, subject, settings) as own:
             values = measure(own, settings, computes)
+    for key, value in values.items():
+        if not _is_figure(value.to_json()):
+            raise ValueError(
+                f"{key}: {value.value}, interval {value.interval}: not finite; look at what the networks "
+                "and evaluate.statistics hold"
+            )
     result = {
         "schema": SCHEMA,
         "checkpoint": subject.checkpoint,

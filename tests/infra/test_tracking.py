@@ -115,6 +115,14 @@ def test_a_tracking_place_that_cannot_be_is_refused_at_once(uri: str, message: s
     assert "\n" not in str(refused.value)
 
 
+def test_a_damaged_database_is_one_line(place: Path, tmp_path: Path) -> None:
+    opened(place)
+    file = tmp_path / "m.db"
+    file.write_bytes((place / "new" / "folder" / "mlflow.db").read_bytes()[:4096])
+    with pytest.raises(ValueError, match=r"storage\.tracking: .*m\.db: is damaged \(.*\); bring it back"):
+        check_tracking(f"sqlite:///{file}")
+
+
 @pytest.mark.parametrize(
     "uri", ["http://me:hush@127.0.0.1:1", "postgresql+nothing://me:hush@h/db", "foo://me:hush@x"]
 )

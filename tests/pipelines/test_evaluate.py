@@ -181,6 +181,20 @@ def test_a_kept_result_that_somebody_damaged_is_refused_and_spoils_no_other(
     assert key in caplog.text
 
 
+def test_a_figure_that_is_not_finite_is_named_and_leaves_no_result(
+    workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "huge_metric.py").write_text(
+        "from stages.metrics import Value\n"
+        "def compute(evaluation):\n"
+        "    return {'huge': Value(value=float('inf'), unit='', direction='lower')}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="huge: inf, interval None: not finite"):
+        evaluate(changed(workflow, metrics=("huge_metric",)))
+    assert not list(workflow.store().list("evaluate"))
+
+
 def test_a_checkpoint_without_an_averaged_generator_and_no_name_of_one_are_refused(
     workflow: Workflow,
 ) -> None:
