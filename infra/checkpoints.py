@@ -157,7 +157,7 @@ def open_checkpoint(store: Storage, key: str) -> Checkpoint:
         raise ValueError(f"{key}/{CARD}: not JSON; the checkpoint is damaged") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA or not {"files", "step"} <= card.keys():
         raise ValueError(f"{key}/{CARD}: not of schema {SCHEMA}; it was written by another version")
-    if not _lists_files(card["files"]) or type(card["step"]) is not int:
+    if not _lists_files(card["files"]) or type(card["step"]) is not int or not 0 <= card["step"] < 1 << 53:
         raise ValueError(f"{key}/{CARD}: its files or its step are not as written; the checkpoint is damaged")
     return Checkpoint(store, key, card)
 

@@ -264,7 +264,10 @@ def fetch(name: str, sha256: str | None = None, tell: Callable[[int], None] = la
     if not known.url:
         folder = path.parent
         raise WeightsError(f"weights {known.name}: no direct link; get it from {known.source} into {folder}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"weights {known.name}: no folder {path.parent} ({error.strerror})") from None
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with urllib.request.urlopen(known.url, timeout=60) as answer, part.open("wb") as file:

@@ -6,6 +6,7 @@ then checked one by one against our networks, which carry the same names."""
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _why(error)
         raise ValueError(
             f"{path} is truncated or no checkpoint of tensors alone ({reason}); download it again"
         ) from None
@@ -106,6 +107,15 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} has no 'model' table of tensors; give a .ckpt of bytedance/pv3d (models/model_<n>.ckpt)"
         )
     return content
+
+
+def _why(error: BaseException) -> str:
+    """One line. PyTorch's advice for a pickle that names more than tensors is to run it; that is left out."""
+    text = " ".join(str(error).split())
+    named = re.search(r"GLOBAL (\S+)", text)
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it names {named[1]}" if named else "its pickle cannot be read"
+    return text[:200] or type(error).__name__
 
 
 def _split(model: Mapping[str, Any], path: str | Path) -> tuple[dict[str, State], list[str]]:

@@ -75,7 +75,10 @@ def checkpoint_variant(checkpoint: Checkpoint) -> Variant:
     found = checkpoint.card.get("variant")
     if not isinstance(found, dict):
         raise ValueError(f"{checkpoint.key}/{CARD}: has no variant; the checkpoint is damaged")
-    return from_dict(Variant, found)
+    try:
+        return from_dict(Variant, found)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.key}/{CARD}: variant: {error}") from None
 
 
 def load_generator(

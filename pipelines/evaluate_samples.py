@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -105,7 +106,9 @@ class Studio:
     def _as_is(self, name: Path, make: Callable[[int], Video], number: int) -> Video:
         file = name.with_suffix(".npy")
         if not file.exists():
-            np.save(file, make(number), allow_pickle=False)
+            buffer = io.BytesIO()            # numpy's own error of a full disk does not say so
+            np.save(buffer, make(number), allow_pickle=False)
+            file.write_bytes(buffer.getbuffer())
         found: Video = np.load(file, allow_pickle=False)
         return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infra.checkpoints import CARD
 from infra.paths import expanded
 from infra.storage import FolderStorage, Storage, open_storage
-from infra.tracking import check_tracking
+from infra.tracking import check_tracking, shown
 from pipelines.checkpoints import LATEST, load_generator, newest_checkpoint
 from pipelines.packed import SUFFIX, open_packed, open_portraits
 
@@ -77,11 +77,21 @@ def of_checkpoint(store: Storage, key: str, name: str = "") -> OpenModel:
 
 def _registered(name: str, tracking: str) -> OpenModel:
     import mlflow
+    from mlflow.exceptions import MlflowException
+    from safetensors import SafetensorError
+    from yaml import YAMLError
 
     found = address(name)
     with registry(tracking):
         check_exists(found, tracking)
-        loaded = mlflow.pyfunc.load_model(name).unwrap_python_model()
+        try:
+            loaded = mlflow.pyfunc.load_model(name).unwrap_python_model()
+        except (                             # of files that are not as they were written
+            LookupError, MlflowException, OSError, RuntimeError, SafetensorError, TypeError, ValueError,
+            YAMLError,
+        ) as error:  # fmt: skip
+            cause = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"model {name!r}: cannot be loaded ({cause}); register it again") from None
     if not hasattr(loaded, "generator") or not hasattr(loaded, "clips"):
         raise ValueError(f"model {name!r}: was not registered by pv3d; it holds no generator")
     return OpenModel(name, loaded.generator, loaded.clips, loaded.cameras)
@@ -95,7 +105,7 @@ def registry(tracking: str) -> Iterator[None]:
 
     path = Path(tracking.removeprefix("sqlite:///"))
     if tracking.startswith("sqlite:///") and not path.is_file():
-        raise ValueError(f"tracking {tracking}: no such database; give the one that the run wrote to")
+        raise ValueError(f"tracking {shown(tracking)}: no such database; give the one that the run wrote to")
     check_tracking(tracking)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     before = mlflow.get_tracking_uri()
@@ -125,7 +135,8 @@ def check_exists(found: re.Match[str], tracking: str) -> None:
         versions = client.search_model_versions(f"name = '{model}'")
         if not versions:
             raise ValueError(
-                f"model {name!r}: nothing is registered as {model!r} at {tracking}; `pv3d run` registers"
+                f"model {name!r}: nothing is registered as {model!r} at {shown(tracking)}; "
+                "`pv3d run` registers"
             )
         if alias and alias not in client.get_registered_model(model).aliases:
             known = sorted(client.get_registered_model(model).aliases) or ["none"]
@@ -144,5 +155,9 @@ def answering(tracking: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        text = str(error).splitlines()[0][:200]
-        raise ValueError(f"storage.tracking: {tracking} does not answer as it should ({text})") from None
+        # Of SQLAlchemy's errors the second line has the cause.
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result")]
+        text = lines[0][:200] if lines else type(error).__name__
+        raise ValueError(
+            f"storage.tracking: {shown(tracking)} does not answer as it should ({text})"
+        ) from None

@@ -59,7 +59,7 @@ def reproduce(workflow: Workflow, name: str, checkpoint: Path) -> tuple[dict[str
 @contextmanager
 def _subject(checkpoint: Path) -> Iterator[Subject]:
     """The weights of an official file, imported while the context lasts, or of an imported folder."""
-    from infra.checkpoints import open_checkpoint
+    from infra.checkpoints import CARD, open_checkpoint
     from infra.paths import expanded
     from infra.storage import FolderStorage
     from pipelines.evaluate import of
@@ -67,6 +67,8 @@ def _subject(checkpoint: Path) -> Iterator[Subject]:
 
     path = expanded(str(checkpoint))
     with tempfile.TemporaryDirectory(prefix="pv3d-reproduce-") as folder:
+        if path.is_dir() and not (path / CARD).is_file():
+            raise ValueError(f"--checkpoint {checkpoint}: a folder without {CARD}; give an official .ckpt")
         if not path.is_dir():
             if not path.is_file():
                 raise ValueError(f"--checkpoint {checkpoint}: no such file; give an official .ckpt")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.lease import hold
 from infra.storage import Storage
+from infra.tracking import shown
 from infra.words import many
 from pipelines.document import did_you_mean
 from pipelines.live import Live
@@ -86,7 +87,7 @@ def run_workflow(
             cluster.stop()
     answer["seconds"] = round(time.monotonic() - begun, 1)
     answer["waited_s"] = round(begun - asked, 1) if wait else 0.0
-    answer["tracking"] = workflow.storage.tracking
+    answer["tracking"] = shown(workflow.storage.tracking)
     return answer, _closing(workflow, answer)
 
 
@@ -195,7 +196,7 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
         lines.append(f"champion    {_champion(answer['gate'])}")
     if "training" in answer:
         mlflow = Path(sys.executable).with_name("mlflow")  # of this environment, which need not be active
-        command = [str(mlflow), "ui", "--backend-store-uri", workflow.storage.tracking]
+        command = [str(mlflow), "ui", "--backend-store-uri", shown(workflow.storage.tracking)]
         lines.append(f"MLflow      {shlex.join(command)}")
     minutes, seconds = divmod(round(answer["seconds"]), 60)
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -180,6 +180,7 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
 def _told(job: Job) -> str:
     """The id of the MLflow run, which now knows everything. Raises ValueError while its server is away."""
     from infra.outbox import Outbox
+    from infra.tracking import shown
     from pipelines.train_log import CLOSE_S, open_training
     from stages.shards import open_dataset
 
@@ -189,8 +190,8 @@ def _told(job: Job) -> str:
     run = job.mlflow_run()
     if run is None or job.store.exists(job.unsent):
         raise ValueError(
-            f"storage.tracking: {job.storage.tracking} does not answer; the training is done, its checkpoint "
-            "is in the store: run again when the server is back"
+            f"storage.tracking: {shown(job.storage.tracking)} does not answer; the training is done, its "
+            "checkpoint is in the store: run again when the server is back"
         )
     return run
 

@@ -50,7 +50,7 @@ def trained(workflow: Workflow, ray_address: str | None) -> Workflow:
 
 def long_videos(subject: Subject) -> Findings:
     from pipelines.contact import inline
-    from pipelines.evaluate_samples import FPS
+    from pipelines.evaluate_samples import FPS, one_thread
     from pipelines.grid import Grid, grid_frames
     from pipelines.models import of_checkpoint
     from pipelines.publish import PLAIN, publish
@@ -62,7 +62,8 @@ def long_videos(subject: Subject) -> Findings:
     with tempfile.TemporaryDirectory(prefix="pv3d-long-") as folder:
         path = Path(folder, "sample.mp4")
         people = Grid(tuple(range(min(4, subject.count))), frames=FRAMES)
-        write_video(path, grid_frames(opened.generator, people), FPS)
+        with one_thread():
+            write_video(path, grid_frames(opened.generator, people), FPS)
         publish(path, marking=PLAIN)
         video = path.read_bytes()
     last, early = float(generated[-1]), float(generated[PAPERS - 1])
@@ -88,12 +89,15 @@ def long_videos(subject: Subject) -> Findings:
 
 
 def _moved(opened: Any, subject: Subject, number: int) -> NDArray[np.float64]:
+    from pipelines.evaluate_samples import one_thread
+
     times = opened.clips.window_times(opened.generator.config, FRAMES)
     camera = opened.cameras.canonical_camera().encode()
-    parts = opened.clips.render_clip(
-        opened.generator, subject.seed * 1_000_000 + number, np.stack([camera] * FRAMES), times
-    )
-    return moved(np.concatenate([opened.clips.to_uint8(part.image[0]) for part in parts]))
+    with one_thread():
+        parts = opened.clips.render_clip(
+            opened.generator, subject.seed * 1_000_000 + number, np.stack([camera] * FRAMES), times
+        )
+        return moved(np.concatenate([opened.clips.to_uint8(part.image[0]) for part in parts]))
 
 
 def moved(frames: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -179,8 +179,10 @@ def _torchscript(path: Path) -> Run:
         try:
             with torch.inference_mode(), exact:
                 answer = network(*tensors, **options)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, torch.jit.Error) as error:
             raise _misfit(path, inputs, error) from None
+        if isinstance(answer, torch.Tensor) and answer.is_complex():
+            raise WeightsError(f"weights file {path}: answers with complex numbers")
         if not isinstance(answer, torch.Tensor):
             raise WeightsError(f"weights file {path}: answers with a {type(answer).__name__}, not a tensor")
         return np.asarray(answer.float().cpu().numpy())

@@ -215,6 +215,8 @@ def _published(data: bytes, path: Path) -> Statistics:
 def _sound(found: Statistics, what: str) -> Statistics:
     """Raise ValueError for numbers that are no mean and covariance."""
     mean, covariance = found.mean, found.covariance
+    if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
+        raise ValueError(f"{what}: {mean.dtype} and {covariance.dtype} arrays, not of real numbers")
     fits = mean.ndim == 1 and len(mean) > 0 and covariance.shape == (len(mean),) * 2 and found.count >= 2
     if not fits or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError(f"{what}: mean {mean.shape} and covariance {covariance.shape} of no use")

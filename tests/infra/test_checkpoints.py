@@ -52,7 +52,9 @@ def test_keeps_the_newest_and_removes_what_is_half_written(store: FolderStorage)
     assert {key.split("/")[1] for key in store.list("run")} == {"00000003", "00000004"}
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "no card", "card cut", "other schema"])
+@pytest.mark.parametrize("damage", [
+    "cut", "changed", "gone", "no card", "card cut", "other schema", "negative step", "huge step",
+])  # fmt: skip
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     store: FolderStorage, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -66,6 +68,8 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
         "no card": card.unlink,
         "card cut": lambda: card.write_bytes(card.read_bytes()[:40]),
         "other schema": lambda: card.write_text('{"schema": 99}'),
+        "negative step": lambda: card.write_text(card.read_text().replace('"step": 2', '"step": -2')),
+        "huge step": lambda: card.write_text(card.read_text().replace('"step": 2', f'"step": {10**30}')),
     }[damage]()
     found = checkpoints.latest(store, "run")
     assert found is not None

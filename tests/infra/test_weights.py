@@ -66,6 +66,13 @@ def test_what_nobody_pinned_is_fetched_only_with_a_checksum():
         weights.fetch("deep3d")
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(folders, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(weights, "places", lambda known: [tmp_path / "file" / "weights"])
+    with pytest.raises(WeightsError, match=r"weights i3d: no folder .*weights \(Not a directory\)"):
+        weights.fetch("i3d")
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(WeightsError, match=r"'nothing': not in the table; known: yunet, i3d"):
         weights.entry("nothing")

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
 
+from tiny_registry import database_at  # noqa: E402
+
 from infra.checkpoints import save  # noqa: E402
 from infra.storage import FolderStorage  # noqa: E402
 from model.config import tiny, to_dict  # noqa: E402
@@ -21,6 +23,7 @@ from pipelines.checkpoints import EMA  # noqa: E402
 from pipelines.generate import generate  # noqa: E402
 from pipelines.inspect_file import inspect_file  # noqa: E402
 from pipelines.invert import invert  # noqa: E402
+from pipelines.models import open_model  # noqa: E402
 from pipelines.publish import Marking  # noqa: E402
 from pipelines.register import register_generator  # noqa: E402
 from pipelines.trajectories import trajectory  # noqa: E402
@@ -84,6 +87,25 @@ def test_a_checkpoint_gives_the_pixels_of_its_registered_version(
     registered = generate("models:/faces@candidate", out=tmp_path / "r", **options)
     from_folder = generate(str(checkpoint), out=tmp_path / "c", **options)
     assert digests(registered) == digests(from_folder)
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "config.json", "MLmodel"])
+def test_a_registered_version_whose_files_are_damaged_is_one_line(
+    generator: Generator, mlflow_database: Path, tmp_path: Path, name: str
+) -> None:
+    tracking = database_at(tmp_path, mlflow_database)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking)
+    where = mlflow.create_experiment("t", artifact_location=str(tmp_path / "artifacts"))
+    with mlflow.start_run(experiment_id=where) as run:
+        pass
+    register_generator(generator, name="f", alias="a", run_id=run.info.run_id, checkpoint="c", tags={})
+    mlflow.set_tracking_uri(before)
+    (file,) = (tmp_path / "artifacts").rglob(name)
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"model 'models:/f@a': cannot be loaded \(") as told:
+        open_model("models:/f@a", tracking)
+    assert "\n" not in str(told.value)
 
 
 def test_what_is_generated_says_so_unless_told_not_to(checkpoint: Path, tmp_path: Path) -> None:

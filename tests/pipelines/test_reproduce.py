@@ -94,6 +94,8 @@ def test_what_is_missing_is_told_in_one_line(workflow: Workflow, checkpoint: Pat
     write(store, [clip_in(store, "t")])
     with pytest.raises(ValueError, match=r"--checkpoint .*none\.ckpt: no such file"):
         reproduce(workflow, "voxceleb", tmp_path / "none.ckpt")
+    with pytest.raises(ValueError, match=r"--checkpoint .*store: a folder without checkpoint\.json"):
+        reproduce(workflow, "voxceleb", tmp_path / "store")
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"broken\.ckpt"):

@@ -17,6 +17,7 @@ pytest.importorskip("onnxruntime")
 from metric_files import PictureNetwork, VideoNetwork, onnx_mean, script, seeded, videos  # noqa: E402
 
 from infra.storage import FolderStorage  # noqa: E402
+from infra.weights import WeightsError  # noqa: E402
 from model.camera import canonical_camera  # noqa: E402
 from stages.metrics import Evaluation, MultiView, load  # noqa: E402
 from stages.metrics.fid import inception_features  # noqa: E402
@@ -231,6 +232,24 @@ def test_a_video_of_another_kind_is_refused_and_nothing_is_kept(
         with pytest.raises(ValueError, match=f"^generated video 12: .*{message}"):
             compute(replace(evaluation, videos=[*FAKE, bad]))
     assert not list(store.list("statistics"))
+
+
+class Raising(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("it is broken")
+
+
+class Complex(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(x[:, 0, 0, 0], x[:, 1, 0, 0])
+
+
+@pytest.mark.parametrize(("network", "message"), [(Raising, "does not take"), (Complex, "complex numbers")])
+def test_a_network_that_raises_or_answers_oddly_is_named_in_one_line(i3d, network, message, tmp_path) -> None:
+    path = script(tmp_path, network(), "odd.pt")
+    with pytest.raises(WeightsError, match=rf"weights file .*odd\.pt: .*{message}") as told:
+        FVD(replace(i3d, networks={"i3d": str(path)}))
+    assert "\n" not in str(told.value)
 
 
 def test_too_few_videos_for_a_covariance_are_refused(i3d: Evaluation) -> None:

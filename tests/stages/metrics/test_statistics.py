@@ -106,6 +106,13 @@ def test_what_is_no_statistics_file_is_refused_in_one_line(tmp_path: Path, data:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["U4", complex])
+def test_arrays_of_what_is_no_real_number_are_refused(kind: type) -> None:
+    odd = Statistics(np.ones(2).astype(kind), np.eye(2).astype(kind), 9)
+    with pytest.raises(ValueError, match=r"f: .* arrays, not of real numbers"):
+        from_bytes(odd.to_bytes(), "f")
+
+
 def test_an_npz_with_pickles_is_refused() -> None:
     buffer = io.BytesIO()
     np.savez(buffer, head=np.array([object()]), mean=np.ones(2), covariance=np.eye(2))
