@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 FOLDER = "evaluate"  # of artifacts
 VIDEO_BYTES = 8 << 20  # a larger one stays out of the page
 OF = "pv3d.evaluation"  # tag of a run: which result it tells of
+TOLD = ("mode", "seed", "clips", "videos", "frames")  # settings by which evaluations of one update differ
+FRECHET = ("fvd", "fid", "kid")
 
 
 def publish(
@@ -60,10 +62,13 @@ def _write_video(store: Storage, key: str, subject: Subject, people: int) -> Non
 def _page(store: Storage, name: str, result: dict[str, Any]) -> str:
     video = name.replace(".json", ".mp4")
     settings = result["settings"]
+    videos = f"{settings['clips']:,} from two sides"
+    if any(figure.startswith(FRECHET) for figure in result["metrics"]):
+        videos += f"; {settings['videos']:,} of {settings['frames']} frames for fvd, fid and kid"
     facts = [
         ("checkpoint", result["checkpoint"]),
-        ("update", f"{result['step']:,}"),
-        ("videos", f"{settings['clips']} from two sides, mode {settings['mode']}, seed {settings['seed']}"),
+        ("videos", videos),
+        ("mode, seed", f"{settings['mode']}, {settings['seed']}"),
     ]
     columns = ("figure", "value", "95 % interval", "unit", "better", "videos", "note")
     sections = [
@@ -142,8 +147,8 @@ def courses(store: Storage, name: str, result: dict[str, Any]) -> list[Figure]:
 
 
 def log_result(store: Storage, name: str, result: dict[str, Any], tracking: str, run: str) -> None:
-    """Figures as `eval/<name>` of the training's run, at the checkpoint's step, once; a run below it with
-    figures, video and page; the json with both."""
+    """Figures as `eval/<name>` (`eval/official/<name>` in that mode) of the training's run, at the
+    checkpoint's step, once; a run below it with figures, video and page; the json with both."""
     from mlflow import MlflowClient
 
     from pipelines.models import answering
@@ -154,6 +159,8 @@ def log_result(store: Storage, name: str, result: dict[str, Any], tracking: str,
         if any(file.path.endswith(artifact) for file in client.list_artifacts(run, FOLDER)):
             return
         child = child_of(client, run, OF, artifact, f"evaluate {result['step']}")
+        for key in TOLD:
+            client.log_param(child, key, result["settings"][key])
         for key, value in given.items():
             client.log_metric(child, key, value, step=result["step"])
         for suffix, folder in ((".mp4", "samples"), (".html", "")):
@@ -162,8 +169,9 @@ def log_result(store: Storage, name: str, result: dict[str, Any], tracking: str,
                     _send(client, child, path, key.rpartition("/")[2], folder)
         client.log_dict(child, result, artifact)
         client.set_terminated(child)
-        for key, value in given.items():
-            client.log_metric(run, f"eval/{key}", value, step=result["step"])
+        course = "eval" if result["settings"]["mode"] == "paper" else f"eval/{result['settings']['mode']}"
+        for key, value in given.items():     # one curve must not mix figures that are not comparable
+            client.log_metric(run, f"{course}/{key}", value, step=result["step"])
         client.log_dict(run, result, f"{FOLDER}/{artifact}")
 
 

@@ -35,16 +35,20 @@ def model_card(
     """The card, which travels with the version. `evaluation`: as `pipelines.evaluate` stores it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from pipelines.evaluate import doubts
+
     environment = Environment(
         loader=PackageLoader("pipelines", "."), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     page: str = environment.get_template("model_card.md.j2").render(
         name=workflow.register.name,
+        alias=workflow.register.alias,
         tags=tags,
         data=data_facts(dataset_of(workflow, checkpoint)),
         training=training_facts(checkpoint),
         evaluation=evaluation,
+        doubts=doubts(evaluation["metrics"]) if evaluation else {},
         gate={name: rule.model_dump(exclude_defaults=True) for name, rule in workflow.register.gate.items()},
         bias=BIAS,
         forbidden=FORBIDDEN,
@@ -101,7 +105,8 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint": checkpoint.key,
         "settings": {name: settings[name] for name in told if settings.get(name) is not None},
         "model": _flat("", variant["model"]),
-        "recipe": _flat("", variant["recipe"]),
+        # `updates` are the recipe's own, whatever `train.steps` asked for.
+        "recipe": {k: v for k, v in _flat("", variant["recipe"]).items() if k != "updates"},
     }
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+LONG = 30  # characters of a cell
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -30,6 +32,17 @@ class Section:
     video: str = ""
     """A data URI, as `picture` is."""
     picture: str = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of each column, its class: numbers stand below each other on the right, long texts get room."""
+        return [_kind([row[place] for row in self.rows]) for place in range(len(self.columns))]
+
+
+def _kind(cells: Sequence[str]) -> str:
+    if any(len(cell) >= LONG for cell in cells):
+        return "small wide"
+    return "number" if any(cell.startswith(tuple("-0123456789")) for cell in cells) else "text"
 
 
 def render(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:

@@ -137,7 +137,7 @@ def _run_of(store: Storage, checkpoint: Checkpoint) -> str | None:
 
 def _write(store: Storage, place: str, checkpoint: Checkpoint, found: Findings) -> None:
     """The json comes last: it says that all is there."""
-    facts = [("checkpoint", checkpoint.key), ("update", f"{checkpoint.step:,}"), ("says", found.says)]
+    facts = [("checkpoint", checkpoint.key), ("update", f"{checkpoint.step:,}"), ("result", found.says)]
     for ending, data in found.files.items():
         store.write(place + ending, data)
     store.write(f"{place}.html", render(found.title, facts, found.sections).encode())

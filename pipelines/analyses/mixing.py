@@ -48,7 +48,11 @@ def mixing(subject: Subject) -> Findings:
     )
     points = [(float(k), float(y)) for k, y in enumerate(curve)]
     drawn = svg.line(points, name="K", label="share of the way to the other person over K")
-    columns = "Columns: K = " + ", ".join(str(k) for k in shown[:-1]) + f" and {layers} (all)."
+    columns = (
+        "Each row is a pair: on the left one person, on the right the other, between them the first with the "
+        "other's styles in the first K layers. Columns: "
+        f"K = {', '.join(str(k) for k in shown[:-1])} and {layers} (all)."
+    )
     sections = [
         Section(title="Figure 7", text=columns, picture=inline(picture, "image/png")),
         Section(title="How far", figures=[Figure("share of the way over K", drawn, "in pixels, mean")]),

@@ -105,6 +105,11 @@ def test_another_setting_or_checkpoint_is_measured_anew_and_the_same_again(workf
     assert other["metrics"]["chamfer"]["value"] != first["metrics"]["chamfer"]["value"]
     official = evaluate(changed(workflow, **only, mode="official"))
     assert official["metrics"]["chamfer"]["mode"] == "official"
+    client, run = mlflow.MlflowClient(workflow.storage.tracking), training(workflow).mlflow_run()
+    curves = [client.get_metric_history(run, f"eval/{name}") for name in ("chamfer", "official/chamfer")]
+    assert [[point.value for point in curve] for curve in curves] == [
+        [one["metrics"]["chamfer"]["value"] for one in ones] for ones in ([first, other], [official])
+    ]
     checkpoint(workflow, 48, generator(1))
     later = evaluate(changed(workflow, **only))
     assert later["step"] == 48
