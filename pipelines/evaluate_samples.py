@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -333,15 +333,15 @@ class There:
         return watched(self.crew.map(self.kind, self.count, function), self.count)
 
 
-def watched(answers: Iterator[T], count: int) -> Iterator[T]:
+def watched(answers: Iterable[T], count: int, what: str = "evaluate") -> Iterator[T]:
     """The same, with a bar."""
     from pipelines.progress import Progress
 
-    with Progress(["evaluate"]) as bars:
-        bars.expect("evaluate", count)
+    with Progress([what]) as bars:
+        bars.expect(what, count)
         for answer in answers:
             yield answer
-            bars.done("evaluate")
+            bars.done(what)
             bars.tick()
 
 

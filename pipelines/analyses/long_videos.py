@@ -50,20 +50,21 @@ def trained(workflow: Workflow, ray_address: str | None) -> Workflow:
 
 def long_videos(subject: Subject) -> Findings:
     from pipelines.contact import inline
-    from pipelines.evaluate_samples import FPS, one_thread
+    from pipelines.evaluate_samples import FPS, one_thread, watched
     from pipelines.grid import Grid, grid_frames
     from pipelines.models import of_checkpoint
     from pipelines.publish import PLAIN, publish
     from stages.video import write_video
 
     opened = of_checkpoint(subject.checkpoint.store, subject.checkpoint.key)
-    generated = np.mean([_moved(opened, subject, n) for n in range(subject.count)], axis=0)
+    people = watched(range(subject.count), subject.count, "long")
+    generated = np.mean([_moved(opened, subject, number) for number in people], axis=0)
     real = _real(subject)
     with tempfile.TemporaryDirectory(prefix="pv3d-long-") as folder:
         path = Path(folder, "sample.mp4")
-        people = Grid(tuple(range(min(4, subject.count))), frames=FRAMES)
+        grid = Grid(tuple(range(min(4, subject.count))), frames=FRAMES)
         with one_thread():
-            write_video(path, grid_frames(opened.generator, people), FPS)
+            write_video(path, grid_frames(opened.generator, grid), FPS)
         publish(path, marking=PLAIN)
         video = path.read_bytes()
     last, early = float(generated[-1]), float(generated[PAPERS - 1])

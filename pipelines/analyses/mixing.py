@@ -25,13 +25,14 @@ def mixing(subject: Subject) -> Findings:
     import cv2
 
     from pipelines.contact import inline
+    from pipelines.evaluate_samples import watched
     from pipelines.models import of_checkpoint
 
     opened = of_checkpoint(subject.checkpoint.store, subject.checkpoint.key)
     layers = opened.generator.config.num_ws
     shown = [k for k in SHOWN if k < layers] + [layers]
     ways, rows = [], []
-    for number in range(subject.count):
+    for number in watched(range(subject.count), subject.count, "mixing"):
         frames = mixed(opened, subject.seed * 1_000_000 + 2 * number)
         ways.append(way(frames))
         if number < EXAMPLES:

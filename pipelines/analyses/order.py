@@ -94,10 +94,12 @@ def score_distances(
     import torch
 
     from model.clips import latents
+    from pipelines.evaluate_samples import watched
 
     distances, scores = [], []
     with torch.no_grad():
-        for start in range(0, len(cameras), BATCH):
+        starts = range(0, len(cameras), BATCH)
+        for start in watched(starts, len(starts), "order, batches"):
             c, t = cameras[start : start + BATCH], times[start : start + BATCH]
             drawn = [latents(generator.config, seed * 1_000_000 + start + i) for i in range(len(c))]
             z, z_m = (torch.cat(part).to(c.device) for part in zip(*drawn, strict=True))
