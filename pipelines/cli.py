@@ -235,7 +235,9 @@ def reproduce(workflow: Any, dataset: str, checkpoint: Path) -> Answer:
 @main.command(epilog="Example: pv3d analyse order --profile demo --count 500")
 @click.argument("name", metavar="order|mixing|long", type=click.Choice(["order", "mixing", "long"]))
 @takes_workflow
-@click.option("--count", type=click.IntRange(2), metavar="N", help="Camera pairs (3000), pairs or people.")
+@click.option(
+    "--count", type=click.IntRange(2), metavar="N", help="Camera sequences (3000), pairs (32) or people (16)."
+)
 @click.option("--checkpoint", metavar="KEY", help="Of the store, or a folder; the newest unless given.")
 @click.option("--ray-address", metavar="A", help="long: train on this Ray cluster.")
 @answers
@@ -368,7 +370,7 @@ def weights_list() -> Answer:
     return table()
 
 
-@weights.command("fetch", epilog="Example: pv3d weights fetch i3d --sha256 <64 hex digits>")
+@weights.command("fetch", epilog="Example: pv3d weights fetch i3d")
 @click.argument("name")
 @click.option("--sha256", metavar="HEX", help="The checksum to insist on; needed where the table pins none.")
 @answers

@@ -7,10 +7,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tiny_registry import begin, workflow_at, write_checkpoint
+from tiny_registry import workflow_at, write_checkpoint
 
 from pipelines.evaluate import newest_checkpoint
 from pipelines.model_card import model_card
+from stages.shards import commit_dataset
 
 
 def figure(value: float, note: str = "") -> dict[str, Any]:
@@ -22,7 +23,7 @@ def test_a_card_says_which_figures_say_nothing_and_nothing_that_the_training_did
     tmp_path: Path,
 ) -> None:
     workflow = workflow_at(tmp_path, "sqlite:///none.db", "register.alias=newest")
-    begin(workflow)
+    commit_dataset(workflow.store(), [])
     write_checkpoint(workflow, 24, 0)
     metrics = {"id/dlib": figure(0.99, "by dlib"), "faces_found/dlib": figure(0.0)}
     evaluation = {"settings": {"clips": 8, "mode": "paper", "seed": 0}, "metrics": metrics}
