@@ -116,7 +116,7 @@ def _courses_text(result: dict[str, Any]) -> str:
 def courses(store: Storage, name: str, result: dict[str, Any]) -> list[Figure]:
     """Each figure over the updates of its training, up to this one, as far as evaluated likewise."""
     from pipelines import svg
-    from pipelines.evaluate import NEUTRAL, PREFIX, read_result
+    from pipelines.evaluate import NEUTRAL, PREFIX, doubts, read_result
 
     def likewise(one: dict[str, Any]) -> bool:
         settings = [{k: v for k, v in x["settings"].items() if k not in NEUTRAL} for x in (one, result)]
@@ -132,12 +132,13 @@ def courses(store: Storage, name: str, result: dict[str, Any]) -> list[Figure]:
             log.warning("%s", error)
             continue
         others += [one] if likewise(one) else []
-    made = []
+    made, doubt = [], doubts(result["metrics"])
     for figure, value in result["metrics"].items():
         course = {one["step"]: one["metrics"].get(figure, {}).get("value") for one in [*others, result]}
         points = [(float(step), float(y)) for step, y in sorted(course.items()) if y is not None]
         if len(points) > 1:
             caption = f"last {points[-1][1]:.4g} {value['unit']}; {value['direction']} is better"
+            caption += f"; {doubt[figure]}" if figure in doubt else ""
             drawn = svg.line(points, name="update", label=f"{figure} over updates: {caption}")
             made.append(Figure(figure, drawn, caption))
     return made

@@ -81,7 +81,7 @@ def line(points: Sequence[tuple[float, float]], *, unit: str = "", name: str = "
     x, y = np.array(thinned, np.float64).T
     low, high = float(y.min()), float(y.max())
     if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
+        low, high = max(low - 0.5, min(low, 0.0)), high + 0.5  # a share of 0 has nothing below
     start, span = float(x[0]), max(float(x[-1] - x[0]), 1e-12)
     across = LEFT + (WIDTH - LEFT - RIGHT) * (x - start) / span
     down = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,18 @@ def test_another_setting_or_checkpoint_is_measured_anew_and_the_same_again(workf
     for key in store.list("evaluate"):
         store.delete(key)
     assert evaluate(changed(workflow, **only))["metrics"] == later["metrics"]
+
+
+def test_the_course_of_an_identity_without_faces_says_that_it_says_nothing(workflow: Workflow) -> None:
+    only = changed(workflow, metrics=("stages.metrics.identity",))
+    evaluate(only)
+    checkpoint(only, 48, generator(1))
+    assert evaluate(only)["metrics"]["faces_found/dlib"]["value"] == 0
+    store = only.store()
+    (page,) = (key for key in store.list("evaluate") if "/00000048-" in key and key.endswith(".html"))
+    says = "faces found in 0 of 8 frames: says nothing"
+    drawn = rf"id/dlib over updates: last [\d.]+ cosine; higher is better; {says}"
+    assert re.search(drawn, store.read(page).decode())
 
 
 def test_a_sample_is_a_function_of_seed_and_number(workflow: Workflow, tmp_path: Path) -> None:
