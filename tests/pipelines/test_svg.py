@@ -41,7 +41,7 @@ def test_points_that_are_not_finite_are_left_out_of_a_curve() -> None:
 @pytest.mark.parametrize(
     ("value", "ticks"), [(0.0, ("0", "0.5")), (0.25, ("0", "0.75")), (3.0, ("2.5", "3.5"))]
 )
-def test_a_curve_of_one_value_that_is_not_below_zero_does_not_reach_below_it(value: float, ticks: tuple) -> None:
+def test_a_curve_of_one_value_has_no_axis_below_zero(value: float, ticks: tuple) -> None:
     picture = svg.line([(0.0, value), (1.0, value)])
     assert all(f">{tick}</text>" in picture for tick in ticks)
     assert ">-" not in picture
