@@ -32,3 +32,4 @@ def test_a_card_says_which_figures_say_nothing_and_nothing_that_the_training_did
     assert "\n\n| recipe | |\n" in card           # right below a text it is no table
     assert "| updates |" not in card              # the variant's, not the training's
     assert "models:/pv3d@newest" in card
+    assert "implementation). This version is update 24 of `tiny`" in card  # MLflow breaks lines where we do
