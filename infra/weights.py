@@ -278,7 +278,9 @@ def fetch(name: str, sha256: str | None = None, tell: Callable[[int], None] = la
         part.replace(path)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         cause = getattr(error, "reason", error)
-        raise WeightsError(f"weights {known.name}: cannot download {known.url} ({cause})") from None
+        raise WeightsError(
+            f"weights {known.name}: cannot download {known.url} ({cause}); or put it there by hand: {path}"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -232,6 +232,14 @@ def headings(matrix: Matrix, matrix_rows: list[Row]) -> list[str]:
     return made
 
 
+def _extent(matrix_rows: list[Row]) -> str:
+    """How much stands behind the numbers."""
+    first = matrix_rows[0].workflow
+    name, settings = first.train.variant.rpartition(":")[2], first.evaluate
+    videos = f"{settings.clips:,} videos from two sides, {settings.videos:,} for FVD"
+    return f"{name}, {first.train.steps:,} updates; {videos}"
+
+
 def tables(matrix: Matrix, matrix_rows: list[Row], notes: list[str]) -> Iterator[tuple[str, list[list[str]]]]:
     """(title, lines) of each table that has rows: the names and the cells."""
     for table in matrix.tables:
@@ -245,7 +253,7 @@ def text(matrix: Matrix, matrix_rows: list[Row]) -> str:
     notes: list[str] = []
     heads = headings(matrix, matrix_rows)
     width = max(len(row.name) for row in matrix_rows)
-    parts = []
+    parts = [f"{_extent(matrix_rows)}\n"]
     for title, lines in tables(matrix, matrix_rows, notes):
         parts.append(f"{title}\n")
         parts.append(_line(["", *heads], width))
@@ -273,7 +281,7 @@ def _write(store: Storage, size: str, matrix: Matrix, matrix_rows: list[Row]) ->
         said = [[f"[{number}]", note] for number, note in enumerate(notes, start=1)]
         sections.append(Section(title="Notes", columns=["", ""], rows=said))
     done = sum(row.result is not None for row in matrix_rows)
-    facts = [("size", size), ("rows", f"{done} of {len(matrix_rows)} done")]
+    facts = [("size", size), ("rows", f"{done} of {len(matrix_rows)} done"), ("extent", _extent(matrix_rows))]
     told = json.dumps(to_json(size, matrix_rows), indent=1, allow_nan=False)
     store.write(f"{FOLDER}/{size}.md", f"{text(matrix, matrix_rows)}\n".encode())
     store.write(f"{FOLDER}/{size}.html", render("ablations", facts, sections).encode())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.json_values import is_number, parsed_object, read_text
-from infra.storage import Storage
+from infra.storage import FolderStorage, Storage
 from infra.weights import digest, find
 from pipelines.evaluate_samples import Crew, Here, Kind, Studio, There, held_out, real_key
 from pipelines.evaluate_samples import code as samples_code
@@ -53,6 +53,18 @@ def evaluate(workflow: Workflow, checkpoint: str | None = None) -> dict[str, Any
 
     Raises ValueError when there is no checkpoint, or a metric or backend cannot be imported.
     """
+    return _evaluated(workflow, checkpoint)[0]
+
+
+def evaluate_and_point(workflow: Workflow, checkpoint: str | None = None) -> dict[str, Any]:
+    """The same, and as `page` where its page is."""
+    store, (result, name) = workflow.store(), _evaluated(workflow, checkpoint)
+    page = name.replace(".json", ".html")
+    place = str(store.path(page)) if isinstance(store, FolderStorage) else f"{store.root}/{page}"
+    return {**result, "page": place}
+
+
+def _evaluated(workflow: Workflow, checkpoint: str | None) -> tuple[dict[str, Any], str]:
     from infra.checkpoints import open_checkpoint
     from pipelines.evaluate_log import publish
 
@@ -61,7 +73,7 @@ def evaluate(workflow: Workflow, checkpoint: str | None = None) -> dict[str, Any
     name, run = result_name(subject, settings, store), _run_of(workflow, subject.checkpoint)
     result = figures(store, settings, subject, name)
     publish(store, name, result, subject, workflow.storage.tracking, run)
-    return result
+    return result, name
 
 
 def _run_of(workflow: Workflow, checkpoint: str) -> str | None:
@@ -72,7 +84,7 @@ def _run_of(workflow: Workflow, checkpoint: str) -> str | None:
 
 
 def evaluate_now(workflow: Workflow, checkpoint: str | None) -> tuple[dict[str, Any], str]:
-    """The same as an answer of the command line."""
+    """The same as an answer of the command line: figures, why there is none or what to know, and the page."""
     from infra import cluster
     from infra.tracking import check_tracking
     from pipelines.evaluate_log import rows
@@ -80,17 +92,19 @@ def evaluate_now(workflow: Workflow, checkpoint: str | None) -> tuple[dict[str, 
     check_tracking(workflow.storage.tracking)
     begun = time.monotonic()
     try:
-        result = evaluate(workflow, checkpoint)
+        result = evaluate_and_point(workflow, checkpoint)
     finally:
         if workflow.evaluate.workers > 1:
             cluster.stop()
+    wide = max((len(name) for name in result["metrics"]), default=0)
     told = [
-        f"{name:<20} {value:>12} {unit:<20} {note if value == 'not computed' else interval}".rstrip()
-        for name, value, interval, unit, _, _, note in rows(result)
+        f"{name:<{wide}} {value:>12} {unit:<20} {interval}".rstrip()
+        for name, value, interval, unit, *_ in rows(result)
     ]
+    notes = [f"{name}: {note}" for name, *_, note in rows(result) if note]
     seconds = round(time.monotonic() - begun, 1)
     head = f"update {result['step']} of {result['checkpoint']}, {seconds} s"
-    return {**result, "seconds": seconds}, "\n".join([head, *told])
+    return {**result, "seconds": seconds}, "\n".join([head, *told, *notes, result["page"]])
 
 
 @dataclass(frozen=True)
@@ -141,8 +155,7 @@ def figures(
     if store.exists(name):
         log.info("evaluation of %s is done", subject.checkpoint)
         return read_result(store, name)
-    _check_backends(settings)
-    _check_files(settings)
+    check_evaluation(settings)
     if makers is not None:
         values = measure(makers, settings, computes)
     else:
@@ -163,6 +176,13 @@ def figures(
     }
     store.write(name, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
+
+
+def check_evaluation(settings: EvaluateSettings) -> None:
+    """Raise ValueError for backends, networks and statistics that are misspelt, not installed, damaged or
+    missing although they were named."""
+    _check_backends(settings)
+    _check_files(settings)
 
 
 def _check_backends(settings: EvaluateSettings) -> None:
@@ -300,6 +320,8 @@ def measure(
 def _evaluation(makers: Makers, settings: EvaluateSettings) -> Evaluation:
     """What the metrics get. Nothing is made before a metric asks for it."""
     config, dataset = makers.opened.generator.config, makers.dataset
+    if any(map(metrics.sees_real, settings.metrics)):
+        makers.opened.clips.window_times(config, settings.frames)        # more than the model's are refused
     near, far = config.rendering.ray_start, config.rendering.ray_end
     length = far - near if near is not None and far is not None else config.rendering.box_warp
     kept, left_out = held_out(dataset, settings.frames, settings.videos)

@@ -10,6 +10,7 @@ order, are a tag of the registered model: `champion.history`.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import re
@@ -23,8 +24,9 @@ from infra.tracking import shown
 from pipelines.document import did_you_mean
 
 if TYPE_CHECKING:
-    from pipelines.settings import GateRule
+    from pipelines.settings import EvaluateSettings, GateRule
     from pipelines.workflow import Workflow
+    from stages.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +183,45 @@ def decide(
             decision = Decision(settings.name, number, accepted, tuple(findings), number)
     log.info("gate: %s version %d %s", settings.name, number, decision.text)
     return decision
+
+
+def out_of_reach(workflow: Workflow, dataset: Dataset | None = None) -> list[str]:
+    """Rules that no version can keep, each with why: figures that will not be computed, or not under this
+    name. To be told before a training. With the `dataset` also those that lack real videos."""
+    from pipelines.evaluate_samples import held_out
+    from stages import metrics
+
+    settings, found = workflow.evaluate, []
+    for name in workflow.register.gate:
+        if "/" in name:                      # of a backend, or of a file that one named
+            continue
+        for path in settings.metrics:
+            names = metrics.names_of(path) or ()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
+                continue
+            reason = _without_network(name, path, settings)
+            compares = dataset is not None and metrics.sees_real(path) and not settings.statistics
+            if not reason and compares and not held_out(dataset, settings.frames, settings.videos)[0]:
+                reason = "the dataset has no clip of held-out people; set stages.WriteShards.held_out=0.1"
+            found += [f"register.gate.{name}: {reason}"] if reason else []
+    return found
+
+
+def _without_network(name: str, path: str, settings: EvaluateSettings) -> str:
+    """Why the metric at an import path gives no figure of this name; "" when its network is here."""
+    from infra.weights import find
+    from stages import metrics
+    from stages.metrics.networks import find_network, missing, state_dict
+
+    for entry in metrics.weights_of(path):
+        network = find_network(entry, settings.networks, find(entry))
+        if network is None:
+            return missing(entry)
+        if state_dict(network.path):
+            return f"weights file {network.path.name} holds no network; name an export of it"
+        if not network.listed:
+            return f"is called {network.figure(name)} here, after evaluate.networks.{entry}"
+    return ""
 
 
 def _version(client: Any, name: str, alias: str, version: int | None) -> Any:

@@ -124,6 +124,10 @@ def describe_plan(workflow: Workflow, until: str | None) -> Answer:
     todo = any(counts.todo or counts.again for counts in found.stages.values())
     after = [] if data_only else later(workflow, store, until, dataset_changes=todo)
     answer = _answer(found, rows, after)
+    if after and until in (None, "register"):
+        from pipelines.gate import out_of_reach
+
+        answer["out_of_reach"] = out_of_reach(workflow)
     return answer, "\n".join(_lines(answer, after))
 
 
@@ -236,6 +240,8 @@ def _lines(answer: dict[str, Any], after: list[Later]) -> Iterator[str]:
             yield f"  {count:>5}  stale at {name}: {text}"
     yield "A unit to do is counted at the first stage that it needs; 'to come' adds what that sends on."
     yield from _total_lines(answer)
+    for text in answer.get("out_of_reach", ()):
+        yield f"{text}; no version becomes champion"
 
 
 def _total_lines(answer: dict[str, Any]) -> Iterator[str]:

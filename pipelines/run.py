@@ -25,6 +25,7 @@ from stages.versions import figures_of, latest_version
 
 if TYPE_CHECKING:
     from pipelines.runner import Prepared
+    from stages.dataset import Dataset
 
 __all__ = ["check_until", "describe_plan", "run_workflow"]
 
@@ -57,12 +58,16 @@ def run_workflow(
     last_stage = check_until(workflow, until)
     from infra import cluster
     from infra.tracking import check_tracking
+    from pipelines.evaluate import check_evaluation
     from pipelines.runner import prepare
 
     if ray_address and not in_process:
         cluster.check_address(ray_address)  # at once, even when little is left to do
-    if last_stage is None:
-        check_tracking(workflow.storage.tracking)  # not after hours of data
+    if last_stage is None:                   # not after hours of data
+        check_tracking(workflow.storage.tracking)
+        if until != "train":
+            check_evaluation(workflow.evaluate)
+            _tell_out_of_reach(workflow, until)
     store = workflow.store()
     store.check_writable()
     held = hold(store, "pv3d run", expires_s=workflow.storage.lease_s, wait=wait)
@@ -89,6 +94,14 @@ def run_workflow(
     answer["waited_s"] = round(begun - asked, 1) if wait else 0.0
     answer["tracking"] = shown(workflow.storage.tracking)
     return answer, _closing(workflow, answer)
+
+
+def _tell_out_of_reach(workflow: Workflow, until: str | None, dataset: Dataset | None = None) -> None:
+    """Warn of rules of the gate that no version can keep: the training may be for nothing."""
+    from pipelines.gate import out_of_reach
+
+    for text in out_of_reach(workflow, dataset) if until in (None, "register") else ():
+        log.warning("%s; no version of this run becomes champion", text)
 
 
 def _nothing_kept(workflow: Workflow, last_stage: str | None) -> str:
@@ -132,17 +145,21 @@ def _after_data(
     workflow: Workflow, until: str | None, ray_address: str | None, live: Live
 ) -> dict[str, Any]:
     from pipelines.analyses import analyse_all
-    from pipelines.evaluate import evaluate
+    from pipelines.evaluate import evaluate_and_point
     from pipelines.register import register
     from pipelines.report import report
     from pipelines.train import train
 
+    if until != "train" and workflow.register.gate:
+        from stages.shards import open_dataset
+
+        _tell_out_of_reach(workflow, until, open_dataset(workflow.store()))
     live.phase = "train"
     found: dict[str, Any] = {"training": train(workflow, ray_address=ray_address)}
     if until == "train":
         return found
     live.phase = "evaluate"
-    found["evaluation"] = evaluate(workflow)
+    found["evaluation"] = evaluate_and_point(workflow)
     if workflow.evaluate.analyses:
         live.phase = "analyse"
         found["analyses"] = analyse_all(workflow, ray_address)
@@ -181,6 +198,8 @@ def _closing(workflow: Workflow, answer: dict[str, Any]) -> str:
         size = f"{many(made['samples'], 'clip')} in {many(made['shards'], 'shard')}, {made['bytes']:,} bytes"
         lines.append(f"dataset     {made['version']}: {size}")
         lines.append(f"shards      {Path(root, 'shards') if '://' not in root else f'{root}/shards'}")
+    if page := answer.get("evaluation", {}).get("page"):
+        lines.append(f"evaluation  {page}")
     if "report" in answer:
         lines.append(f"report      {answer['report']}")
     sample = answer.get("training", {}).get("sample")

@@ -306,6 +306,8 @@ class RegisterSettings(Closed):
     @field_validator("gate", mode="before")
     @classmethod
     def _gate(cls, value: Any) -> Any:
+        if value is None:
+            return {}
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
     @field_validator("alias")

@@ -49,10 +49,7 @@ def compute(evaluation: Evaluation) -> dict[str, Value]:
     )
     pairs = list(each(evaluation.views, by_backends))
     similarity, found = [one for one, _ in pairs], [one for _, one in pairs]
-    note = (
-        f"{network.name} embeddings, not comparable with the paper's id; "
-        f"{detector.name} finds a face in {round(4 * sum(found))} of {4 * len(found)} frames"
-    )
+    note = f"{network.name} embeddings, not comparable with the paper's id"
     mode, none = evaluation.mode, "no video was generated"
     return {
         **_papers(evaluation),

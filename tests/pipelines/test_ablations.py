@@ -18,6 +18,7 @@ from pipelines.evaluate import evaluate  # noqa: E402
 from pipelines.evaluate_samples import multi_view  # noqa: E402
 from pipelines.models import OpenModel  # noqa: E402
 from pipelines.train_job import Job  # noqa: E402
+from pipelines.workflow import load  # noqa: E402
 from stages.metrics import FRONT, SIDE  # noqa: E402
 
 WORKFLOW = str(Path(__file__).parents[2] / "workflow.yaml")
@@ -104,7 +105,8 @@ def test_a_matrix_whose_tables_could_not_be_written_or_believed_is_refused(
 
 def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> None:
     matrix = read_matrix(FILE)
-    found = [Row("3a", name, workflow=None) for name in ("w/o D_vid", "w/o D_img", "D_img and D_vid")]
+    names = ("w/o D_vid", "w/o D_img", "D_img and D_vid")
+    found = [Row("3a", name, workflow=load(WORKFLOW)) for name in names]
     values = {
         "fvd": {"value": None, "reason": "no weights", "direction": "lower"},
         "id": {"value": 0.51, "direction": "higher"},
@@ -115,8 +117,10 @@ def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> 
     found[1].fault = "training stopped before update 7"
     assert headings(matrix, found) == ["FVD↓", "ID↑", "CD↓", "WE↓"]
     lines = text(matrix, found).splitlines()
-    assert lines[0] == "(3a) Discriminators"
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:7]]
+    assert lines[:3] == [
+        "voxceleb_512, 300,000 updates; 1,000 videos from two sides, 5,000 for FVD", "", "(3a) Discriminators"
+    ]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[6:9]]
     assert shown == [
         ["w/o D_vid", "-[1]", "0.51", "1.25", "12"],
         ["w/o D_img", *["-[2]"] * 4],
@@ -127,13 +131,13 @@ def test_the_tables_have_the_papers_layout_and_say_why_a_number_is_missing() -> 
 
 
 def test_a_figure_by_a_network_of_ones_own_stands_in_its_column_with_a_note() -> None:
-    row = Row("3a", "w/o D_vid", workflow=None)
+    row = Row("3a", "w/o D_vid", workflow=load(WORKFLOW))
     found = {"direction": "higher", "value": 0.7, "note": "", "network": ""}
     values = {"id/dlib": found, "id/ir_se50": {**found, "value": 0.6, "note": "by it", "network": "ab12"}}
     row.result = {"metrics": values, "checkpoint": "train/a/checkpoints/1", "step": 1}
     assert headings(read_matrix(FILE), [row])[1] == "ID↑"
     lines = text(read_matrix(FILE), [row]).splitlines()
-    assert [cell.strip() for cell in lines[4].strip("|").split("|")][:3] == ["w/o D_vid", "-[1]", "0.6[2]"]
+    assert [cell.strip() for cell in lines[6].strip("|").split("|")][:3] == ["w/o D_vid", "-[1]", "0.6[2]"]
     assert "[2] id/ir_se50: by it" in lines
 
 

@@ -17,7 +17,7 @@ from model.config import tiny, to_dict  # noqa: E402
 from model.generator import Generator  # noqa: E402
 from pipelines.after_data import later  # noqa: E402
 from pipelines.checkpoints import EMA  # noqa: E402
-from pipelines.evaluate import evaluate, newest_checkpoint, training  # noqa: E402
+from pipelines.evaluate import evaluate, evaluate_now, newest_checkpoint, training  # noqa: E402
 from pipelines.evaluate_samples import Here, Studio, multi_view  # noqa: E402
 from pipelines.models import of_checkpoint  # noqa: E402
 from pipelines.register import find_version, register  # noqa: E402
@@ -118,6 +118,17 @@ def test_another_setting_or_checkpoint_is_measured_anew_and_the_same_again(workf
     for key in store.list("evaluate"):
         store.delete(key)
     assert evaluate(changed(workflow, **only))["metrics"] == later["metrics"]
+
+
+def test_the_command_tells_every_figure_what_to_know_of_it_and_where_the_page_is(workflow: Workflow) -> None:
+    answer, text = evaluate_now(workflow, None)
+    lines = text.splitlines()
+    assert lines[0].startswith("update 24 of train/")
+    assert any(re.match(r"chamfer +[0-9.e+-]+ bins squared +[0-9.e+-]+ to", line) for line in lines)
+    assert "id/dlib: faces found in 0 of 8 frames: says nothing; dlib embeddings, not comparable" in text
+    assert any(line.startswith("fvd: weights file i3d_torchscript.pt missing") for line in lines)
+    assert lines[-1] == answer["page"]
+    assert Path(answer["page"]).is_file()
 
 
 def test_the_course_of_an_identity_without_faces_says_that_it_says_nothing(workflow: Workflow) -> None:

@@ -15,13 +15,15 @@ from tiny_registry import begin, database_at, free_port, mlflow_server, workflow
 
 from infra.tracking import open_run  # noqa: E402
 from pipelines.evaluate import evaluate, training  # noqa: E402
-from pipelines.gate import before, decide, history, holder, judge, rollback, told  # noqa: E402
+from pipelines.gate import before, decide, history, holder, judge, out_of_reach, rollback, told  # noqa: E402
 from pipelines.models import registry  # noqa: E402
+from pipelines.plan import describe_plan  # noqa: E402
 from pipelines.register import register  # noqa: E402
 from pipelines.run import _after_data as after_data  # noqa: E402
 from pipelines.run import _closing as closing  # noqa: E402
 from pipelines.settings import GateRule  # noqa: E402
 from pipelines.workflow import WorkflowError  # noqa: E402
+from stages.shards import open_dataset  # noqa: E402
 from stages.video import write_video  # noqa: E402
 
 
@@ -107,6 +109,35 @@ def test_a_rule_that_cannot_be_meant_is_refused_with_its_place(
 def test_a_rule_of_null_is_none(tmp_path: Path) -> None:
     gate = workflow_at(tmp_path, "sqlite:///m.db", "register.gate.fvd=null", gate="{fvd: {max: 3}}").register
     assert gate.gate == {}
+    assert workflow_at(tmp_path, "sqlite:///m.db", gate="null").register.gate == {}
+
+
+def test_rules_that_no_version_can_keep_are_told_before_the_training(tmp_path: Path) -> None:
+    gate = "{fvd: {max: 3}, chamfer: {max: 9}}"
+    missing = workflow_at(tmp_path, "sqlite:///m.db", gate=gate)
+    (text,) = out_of_reach(missing)
+    assert text.startswith("register.gate.fvd: weights file i3d_torchscript.pt missing")
+    write_video(tmp_path / "v.mp4", [np.zeros((64, 64, 3), np.uint8)] * 4, 25.0)    # a plan asks the source
+    assert text in describe_plan(missing, None)[1]
+    assert "register.gate" not in describe_plan(missing, "evaluate")[1]
+
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(tmp_path / "mine.pt"))
+    named = f"evaluate.networks.i3d={tmp_path}/mine.pt"
+    assert out_of_reach(workflow_at(tmp_path, "sqlite:///m.db", named, gate=gate)) == [
+        "register.gate.fvd: is called fvd/mine here, after evaluate.networks.i3d"
+    ]
+    assert out_of_reach(workflow_at(tmp_path, "sqlite:///m.db", named, gate="{fvd/mine: {max: 3}}")) == []
+
+
+def test_without_held_out_people_a_rule_for_a_distance_to_them_is_told(tmp_path: Path, monkeypatch) -> None:
+    workflow = workflow_at(tmp_path, "sqlite:///m.db", gate="{fvd: {max: 3}}")
+    monkeypatch.setattr("pipelines.gate._without_network", lambda *given: "")
+    store = workflow.store()
+    write(store, [clip_in(store, "a-0")])
+    (text,) = out_of_reach(workflow, open_dataset(store))
+    assert "no clip of held-out people" in text
+    write(store, [clip_in(store, "a-0"), clip_in(store, "b-0", listed={"split": "test"})])
+    assert out_of_reach(workflow, open_dataset(store)) == []
 
 
 def test_champion_is_no_alias_of_ones_own(tmp_path: Path) -> None:
@@ -260,6 +291,8 @@ def test_a_run_ends_with_what_the_gate_says(tmp_path: Path, mlflow_database: Pat
     assert found["model"] == {"name": "pv3d", "version": 1, "alias": "candidate"}
     assert (found["gate"]["accepted"], found["gate"]["champion"]) == (True, 1)
     lines = closing(workflow, {**found, "seconds": 1.0, "waited_s": 0.0}).splitlines()
+    assert f"evaluation  {found['evaluation']['page']}" in lines
+    assert Path(found["evaluation"]["page"]).is_file()
     assert "champion    pv3d version 1 (models:/pv3d@champion)" in lines
     said = re.compile(r"gate +accepted: warping_error .*, and no version is champion yet")
     assert any(map(said.match, lines))
