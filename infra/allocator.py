@@ -2,7 +2,8 @@
 
 glibc maps every block over 32 MB afresh and unmaps it on free, so each large result pays page faults. Call
 `tune_allocator` at the start of a command, before the first tensor; a library must not. Smaller ones come
-from the heap, whose holes it keeps: work of many like pieces calls `give_back` now and then.
+from the heap, whose holes it keeps: work of many like pieces calls `one_heap` first, and `give_back` now and
+then.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ def tune_allocator() -> str:
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     accepted = [libc.mallopt(option, value) for option, value in settings]  # 1 means accepted
     return "glibc-heap" if all(accepted) else "system"
+
+
+def one_heap() -> None:
+    """Let threads that start from now on share one heap (Linux with glibc; elsewhere nothing is done). Those
+    of a decoder, new for every video, would each leave holes in one of their own."""
+    if _glibc():
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def give_back() -> None:

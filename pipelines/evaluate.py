@@ -362,6 +362,9 @@ class Makers(contextlib.ExitStack):
 
     @functools.cached_property
     def _studio(self) -> Studio:
+        from infra.allocator import one_heap
+
+        one_heap()
         folder = self.enter_context(tempfile.TemporaryDirectory(prefix="pv3d-evaluate-"))
         return Studio(self.opened, self._settings, Path(folder), self.dataset)
 

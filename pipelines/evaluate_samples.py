@@ -297,6 +297,9 @@ class _Worker:
     def __init__(self, sys_path: Sequence[str], opening: bytes) -> None:
         import tempfile
 
+        from infra.allocator import one_heap
+
+        one_heap()
         sys.path += [folder for folder in sys_path if folder not in sys.path]    # metrics of one's own
         self._opening = opening
         self._folder = tempfile.TemporaryDirectory(prefix="pv3d-evaluate-")

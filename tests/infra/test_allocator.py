@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from infra.allocator import give_back
+from infra.allocator import give_back, one_heap
 
 CODE = """
 import numpy as np
@@ -29,3 +29,4 @@ def test_where_there_is_no_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("infra.allocator._glibc", lambda: False)
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("no C library is asked"))
     give_back()
+    one_heap()
