@@ -28,7 +28,9 @@ def reproduce(workflow: Workflow, name: str, checkpoint: Path) -> tuple[dict[str
 
     Raises ValueError when the store has no dataset, and for what is no checkpoint.
     """
+    from infra.words import many
     from pipelines.evaluate import Makers, figures
+    from stages.shards import open_dataset
     from stages.versions import latest_version
 
     store = workflow.store()
@@ -49,11 +51,16 @@ def reproduce(workflow: Workflow, name: str, checkpoint: Path) -> tuple[dict[str
         f"evaluate.{key} is {getattr(settings, key)}, not {value}"
         for key, value in PROTOCOL.items() if getattr(settings, key) != value
     ]  # fmt: skip
+    samples = open_dataset(store, version).samples
+    train = sum(one.split == "train" for one in samples)
+    clips = {"train": train, "held_out": len(samples) - train}
     answer = {
-        "dataset": {"name": name, "version": version}, "checkpoint": str(checkpoint),
+        "dataset": {"name": name, "version": version, "clips": clips}, "checkpoint": str(checkpoint),
         "modes": found, "not_the_protocol": departs,
     }  # fmt: skip
-    return answer, table(name, checkpoint, found, departs)
+    taken = f"{many(train, 'clip')} to train on, {clips['held_out']:,} of held-out people"
+    title = f"{checkpoint.name} on {DATASETS[name]}, dataset {version}: {taken}"
+    return answer, table(title, found, departs)
 
 
 @contextmanager
@@ -77,12 +84,10 @@ def _subject(checkpoint: Path) -> Iterator[Subject]:
         yield of(open_checkpoint(FolderStorage(path.resolve().parent), path.name))
 
 
-def table(
-    name: str, checkpoint: Path, found: dict[str, dict[str, dict[str, Any]]], departs: list[str]
-) -> str:
+def table(title: str, found: dict[str, dict[str, dict[str, Any]]], departs: list[str]) -> str:
     """Rows of figures, a column for each mode, and below why one is missing or not the protocol's."""
     names = list(dict.fromkeys(figure for values in found.values() for figure in values))
-    lines = [f"{checkpoint.name} on {DATASETS[name]}", f"{'':<24}{'paper':<34}{'official':<34}".rstrip()]
+    lines = [title, f"{'':<24}{'paper':<34}{'official':<34}".rstrip()]
     for figure in names:
         cells = [_cell(found[mode].get(figure)) for mode in MODES]
         lines.append(f"{figure:<24}{cells[0]:<34}{cells[1]:<34}".rstrip())
