@@ -215,10 +215,11 @@ def _cell(row: Row, figure: str, notes: list[str]) -> str:
 
 
 def _figure(row: Row, figure: str) -> tuple[str, dict[str, Any] | None]:
-    """Its name and value: `id`, or `id/ir_se50` by a file that was named in place of the listed network."""
+    """Its name and value."""
+    from pipelines.evaluate import called
+
     found = row.result["metrics"] if row.result else {}
-    own = (name for name, value in found.items() if name.startswith(f"{figure}/") and value["network"])
-    name = figure if figure in found else next(own, figure)
+    name = called(figure, found)
     return name, found.get(name)
 
 

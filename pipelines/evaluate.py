@@ -16,7 +16,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -394,6 +394,13 @@ def _text(value: Value, doubt: str) -> str:
     if value.value is None:
         return f"not computed ({value.reason})"
     return f"{value.value:.4g} {value.unit}" + (f" ({doubt})" if doubt else "")
+
+
+def called(figure: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The name that a figure has among those `found`: its own, or `id/ir_se50` for `id` by a file that was
+    named in place of the listed network."""
+    own = (name for name, value in found.items() if name.startswith(f"{figure}/") and value.get("network"))
+    return figure if figure in found else next(own, figure)
 
 
 def doubts(values: dict[str, dict[str, Any]]) -> dict[str, str]:

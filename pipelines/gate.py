@@ -91,6 +91,9 @@ def judge(
 def _of_rule(
     name: str, rule: GateRule, figures: Figures, others: Mapping[str, tuple[int, Figures] | None]
 ) -> list[Finding]:
+    from pipelines.evaluate import called
+
+    name = called(name, figures)
     fault = _fault(name, figures)
     if fault:
         return [Finding(False, fault)]
@@ -186,8 +189,8 @@ def decide(
 
 
 def out_of_reach(workflow: Workflow, dataset: Dataset | None = None) -> list[str]:
-    """Rules that no version can keep, each with why: figures that will not be computed, or not under this
-    name. To be told before a training. With the `dataset` also those that lack real videos."""
+    """Rules that no version can keep, each with why: figures that will not be computed. To be told before a
+    training. With the `dataset` also those that lack real videos."""
     from pipelines.evaluate_samples import held_out
     from stages import metrics
 
@@ -199,7 +202,7 @@ def out_of_reach(workflow: Workflow, dataset: Dataset | None = None) -> list[str
             names = metrics.names_of(path) or ()
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
                 continue
-            reason = _without_network(name, path, settings)
+            reason = _without_network(path, settings)
             compares = dataset is not None and metrics.sees_real(path) and not settings.statistics
             if not reason and compares and not held_out(dataset, settings.frames, settings.videos)[0]:
                 reason = "the dataset has no clip of held-out people; set stages.WriteShards.held_out=0.1"
@@ -207,8 +210,8 @@ def out_of_reach(workflow: Workflow, dataset: Dataset | None = None) -> list[str
     return found
 
 
-def _without_network(name: str, path: str, settings: EvaluateSettings) -> str:
-    """Why the metric at an import path gives no figure of this name; "" when its network is here."""
+def _without_network(path: str, settings: EvaluateSettings) -> str:
+    """Why the metric at an import path computes nothing; "" when its network is here."""
     from infra.weights import find
     from stages import metrics
     from stages.metrics.networks import find_network, missing, state_dict
@@ -219,8 +222,6 @@ def _without_network(name: str, path: str, settings: EvaluateSettings) -> str:
             return missing(entry)
         if state_dict(network.path):
             return f"weights file {network.path.name} holds no network; name an export of it"
-        if not network.listed:
-            return f"is called {network.figure(name)} here, after evaluate.networks.{entry}"
     return ""
 
 
