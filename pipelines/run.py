@@ -97,11 +97,16 @@ def run_workflow(
 
 
 def _tell_out_of_reach(workflow: Workflow, until: str | None, dataset: Dataset | None = None) -> None:
-    """Warn of rules of the gate that no version can keep: the training may be for nothing."""
+    """Warn of rules of the gate that no version can keep: the training may be for nothing. With the `dataset`
+    of those that it adds."""
     from pipelines.gate import out_of_reach
 
-    for text in out_of_reach(workflow, dataset) if until in (None, "register") else ():
-        log.warning("%s; no version of this run becomes champion", text)
+    if until not in (None, "register"):
+        return
+    told = () if dataset is None else out_of_reach(workflow)
+    for text in out_of_reach(workflow, dataset):
+        if text not in told:
+            log.warning("%s; no version of this run becomes champion", text)
 
 
 def _nothing_kept(workflow: Workflow, last_stage: str | None) -> str:

@@ -21,6 +21,7 @@ from pipelines.plan import describe_plan  # noqa: E402
 from pipelines.register import register  # noqa: E402
 from pipelines.run import _after_data as after_data  # noqa: E402
 from pipelines.run import _closing as closing  # noqa: E402
+from pipelines.run import _tell_out_of_reach as tell_out_of_reach  # noqa: E402
 from pipelines.settings import GateRule  # noqa: E402
 from pipelines.workflow import WorkflowError  # noqa: E402
 from stages.shards import open_dataset  # noqa: E402
@@ -148,6 +149,17 @@ def test_without_held_out_people_a_rule_for_a_distance_to_them_is_told(tmp_path:
     assert "no clip of held-out people" in text
     write(store, [clip_in(store, "a-0"), clip_in(store, "b-0", listed={"split": "test"})])
     assert out_of_reach(workflow, open_dataset(store)) == []
+
+
+def test_a_run_warns_of_each_such_rule_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    workflow = workflow_at(tmp_path, "sqlite:///m.db", gate="{fvd: {max: 3}, chamfer: {max: 9}}")
+    write(workflow.store(), [clip_in(workflow.store(), "a-0")])
+    tell_out_of_reach(workflow, "evaluate")
+    assert not caplog.records
+    tell_out_of_reach(workflow, None)
+    tell_out_of_reach(workflow, None, open_dataset(workflow.store()))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.match(r"register\.gate\.fvd: weights file .* missing.*; no version of this run becomes", said)
 
 
 def test_champion_is_no_alias_of_ones_own(tmp_path: Path) -> None:
