@@ -170,7 +170,7 @@ def _do(row: Row, ray_address: str | None) -> None:
     from pipelines.train import train
 
     try:
-        train(row.workflow, ray_address=ray_address)
+        train(row.workflow, ray_address=ray_address, beside=True)
         row.result = evaluate(row.workflow)
     except ValueError as error:
         row.fault = str(error)

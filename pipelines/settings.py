@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from infra.cluster import OBJECTS_MB
 from infra.storage import check_root
+
+T = TypeVar("T")
 
 
 class Closed(BaseModel):
@@ -212,8 +214,17 @@ class TrainSettings(Closed):
 
 
 ANALYSES = ("order", "mixing", "long")
+"""Keys of `pipelines.analyses.ANALYSES`."""
 METRIC_NETWORKS = ("i3d", "inception", "arcface", "lpips")
 """Names in the table of weights."""
+
+
+def _known(value: dict[str, T], names: tuple[str, ...], what: str) -> dict[str, T]:
+    """The value. Raises ValueError for a key that is none of the names."""
+    for name in value:
+        if name not in names:
+            raise ValueError(f"{name!r} is no {what}; known: {', '.join(names)}")
+    return value
 
 
 class EvaluateSettings(Closed):
@@ -251,18 +262,12 @@ class EvaluateSettings(Closed):
     @field_validator("networks")
     @classmethod
     def _networks(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if name not in METRIC_NETWORKS:
-                raise ValueError(f"{name!r} is no network of a metric; known: {', '.join(METRIC_NETWORKS)}")
-        return value
+        return _known(value, METRIC_NETWORKS, "network of a metric")
 
     @field_validator("analyses")
     @classmethod
     def _analyses(cls, value: dict[str, int]) -> dict[str, int]:
-        for name in value:
-            if name not in ANALYSES:
-                raise ValueError(f"{name!r} is no analysis; known: {', '.join(ANALYSES)}")
-        return value
+        return _known(value, ANALYSES, "analysis")
 
 
 def _usable(alias: str) -> str:

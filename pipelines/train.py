@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from infra import checkpoints
 from infra.json_values import read_object, read_text
 from infra.storage import StorageError, fault_of_place
-from pipelines.checkpoints import LATEST, run_id
+from pipelines.checkpoints import run_id
 from pipelines.policy import Policy
 from pipelines.progress import Progress
 from pipelines.sampling import check_dataset
@@ -151,15 +151,18 @@ def work(job: Job) -> None:
 # --- on the driver ------------------------------------------------------------------------------------------
 
 
-def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, Any]:
-    """Train as `workflow.train` says, on from where it stands; nothing when the steps are done.
+def train(
+    workflow: Workflow, *, ray_address: str | None = None, beside: bool = False
+) -> dict[str, Any]:
+    """Train as `workflow.train` says, on from where it stands; nothing when the steps are done. `beside` the
+    store's own training it does not become the one that commands open.
 
     Returns {"run_id" of MLflow, "checkpoint" (key of the store), "steps", "seconds", "sample" (key of the
     last sample video)}. Raises ValueError when the dataset or the settings do not fit, or when a loss is not
     finite.
     """
     begun = time.monotonic()
-    job = plan(workflow)
+    job = replace(plan(workflow), beside=beside)
     found = checkpoints.latest(job.store, job.checkpoints)
     if found is None or found.step < job.settings.steps:
         _train_on_ray(job, found.step if found else 0, ray_address, workflow.evaluate)
@@ -167,7 +170,7 @@ def train(workflow: Workflow, *, ray_address: str | None = None) -> dict[str, An
     assert found is not None, "the workers ended without a checkpoint"
     assert found.step >= job.settings.steps, "the workers ended before their last update"
     mlflow_run = _told(job)
-    job.store.write(LATEST, json.dumps({"run": job.run, "run_id": mlflow_run}).encode())
+    job.make_latest(mlflow_run)
     return {
         "run_id": mlflow_run,
         "checkpoint": found.key,

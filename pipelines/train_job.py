@@ -14,6 +14,7 @@ from typing import Any
 from infra.json_values import read_text
 from infra.storage import Storage, open_storage
 from model.config import DiscriminatorConfig, Variant, to_dict, with_changes
+from pipelines.checkpoints import LATEST
 from pipelines.settings import StorageSettings, TrainSettings
 from stages.dataset import Sample
 
@@ -49,6 +50,7 @@ class Job:
     gpu: bool = False
     init: Init | None = None
     replay: Replay | None = None
+    beside: bool = False  # the store's own training: of an analysis, or a row of the ablations
 
     @property
     def store(self) -> Storage:
@@ -98,6 +100,13 @@ class Job:
     @property
     def run(self) -> str:
         return f"train/{self.name}"
+
+    def make_latest(self, run_id: str | None) -> None:
+        """Name this training, with its MLflow run, as the one that commands open when they are given the
+        store. One `beside` the store's own leaves the name that is there."""
+        store = self.store
+        if not (self.beside and store.exists(LATEST)):
+            store.write(LATEST, json.dumps({"run": self.run, "run_id": run_id}).encode())
 
     @property
     def checkpoints(self) -> str:

@@ -28,7 +28,6 @@ from infra.outbox import Outbox
 from infra.tracking import Run, open_run
 from model.config import to_dict
 from model.generator import Generator
-from pipelines.checkpoints import LATEST
 from pipelines.grid import grid_frames
 from pipelines.publish import PLAIN, publish
 from pipelines.train_job import Job
@@ -174,7 +173,7 @@ class Recorder:
         text = json.dumps(saved.card, indent=1, sort_keys=True)
         self._mlflow.text(text, f"checkpoints/{done:08d}.json")
         self._mlflow.tags({"pv3d.checkpoint": f"{self.store.root}/{saved.key}"})
-        self.store.write(LATEST, json.dumps({"run": job.run, "run_id": job.mlflow_run()}).encode())
+        job.make_latest(job.mlflow_run())
 
     # --- the end -------------------------------------------------------------------------------------------
 

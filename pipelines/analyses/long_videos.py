@@ -41,7 +41,7 @@ def trained(workflow: Workflow, ray_address: str | None) -> Workflow:
     evaluated = workflow.evaluate.model_copy(update={"frames": FRAMES})
     longer = dataclasses.replace(workflow, train=changed, evaluate=evaluated)
     try:
-        train(longer, ray_address=ray_address)
+        train(longer, ray_address=ray_address, beside=True)
         evaluate(longer)
     finally:
         cluster.stop()

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tiny_dataset import clip_in, write  # noqa: E402
 from tiny_registry import begin, database_at, workflow_at, write_checkpoint  # noqa: E402
 
 from model import camera, clips  # noqa: E402
@@ -18,7 +19,7 @@ from pipelines.evaluate import evaluate  # noqa: E402
 from pipelines.evaluate_samples import multi_view  # noqa: E402
 from pipelines.models import OpenModel  # noqa: E402
 from pipelines.train_job import Job  # noqa: E402
-from pipelines.workflow import load  # noqa: E402
+from pipelines.workflow import Workflow, load  # noqa: E402
 from stages.metrics import FRONT, SIDE  # noqa: E402
 
 WORKFLOW = str(Path(__file__).parents[2] / "workflow.yaml")
@@ -139,6 +140,38 @@ def test_a_figure_by_a_network_of_ones_own_stands_in_its_column_with_a_note() ->
     lines = text(read_matrix(FILE), [row]).splitlines()
     assert [cell.strip() for cell in lines[6].strip("|").split("|")][:3] == ["w/o D_vid", "-[1]", "0.6[2]"]
     assert "[2] id/ir_se50: by it" in lines
+
+
+def test_rows_are_trained_beside_the_stores_own_and_one_that_stops_is_told_in_its_place(
+    tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By trainings and evaluations that are only named here: what a row does is tested elsewhere."""
+    workflow = workflow_at(tmp_path, database_at(tmp_path, mlflow_database))
+    write(workflow.store(), [clip_in(workflow.store(), f"{letter}-0") for letter in "abcd"])
+    file, asked = tmp_path / "a.yaml", []
+    file.write_text(
+        "sizes: {small: {}}\ncolumns: {CD: chamfer}\n"
+        "tables: [{name: t, title: T, rows: {early: {train.model.motion.blocks: 2}, middle: {}}}]\n"
+    )
+
+    def train(row: Workflow, **how: object) -> None:
+        asked.append((row.train.model, how["beside"]))
+        if row.train.model:
+            raise ValueError("training stopped before update 7")
+
+    figure = {"value": 1.25, "direction": "lower", "network": ""}
+    monkeypatch.setattr("pipelines.train.train", train)
+    monkeypatch.setattr(
+        "pipelines.evaluate.evaluate",
+        lambda row: {"metrics": {"chamfer": figure}, "checkpoint": "train/a/checkpoints/1", "step": 1},
+    )
+    path = str(tmp_path / "workflow.yaml")
+    _, said = ablations.ablate(file, size="small", only=None, path=path, profile=None, overrides=[])
+    assert asked == [({"motion": {"blocks": 2}}, True), ({}, True)]
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines[6:8] == ["| early | -[1] |", "| middle | 1.25 |"]
+    assert said.splitlines()[-1] == "[1] training stopped before update 7"
+    assert workflow.store().read("ablations/small.md").decode() == f"{said}\n"
 
 
 def test_equal_weights_are_measured_apart_where_the_rows_use_them_otherwise(

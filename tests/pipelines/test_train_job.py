@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from infra.json_values import read_text
+from infra.storage import FolderStorage
 from model.config import Variant, voxceleb_512, with_changes
-from pipelines.train_job import check_batch
+from pipelines.checkpoints import LATEST
+from pipelines.settings import StorageSettings, TrainSettings
+from pipelines.train_job import Job, check_batch
 
 
 def batched(batch: int, frames: int = 2) -> Variant:
@@ -32,3 +37,16 @@ def test_what_is_advised_for_groups_that_would_be_split_is_accepted(
     check_batch(batched(more, frames), workers)
     assert fewer < workers
     assert more > batch
+
+
+def test_a_training_beside_the_stores_own_is_not_the_one_that_commands_open(tmp_path: Path) -> None:
+    store, place = FolderStorage(tmp_path), StorageSettings(root=str(tmp_path))
+
+    def latest(name: str, *, beside: bool) -> str:
+        Job(place, TrainSettings(variant="model.config:tiny", name=name), "d", beside=beside).make_latest("r")
+        return read_text(store, LATEST, "run")
+
+    assert latest("row", beside=True) == "train/row"         # there is no other
+    assert latest("own", beside=False) == "train/own"
+    assert latest("long", beside=True) == "train/own"
+    assert latest("next", beside=False) == "train/next"

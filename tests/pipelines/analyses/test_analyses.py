@@ -20,7 +20,7 @@ from model.config import tiny, to_dict  # noqa: E402
 from model.discriminator import VideoDiscriminator  # noqa: E402
 from model.generator import Generator  # noqa: E402
 from pipelines.analyses import ANALYSES, Subject, analyse, analyse_all  # noqa: E402
-from pipelines.analyses.long_videos import FRAMES, long_videos, moved  # noqa: E402
+from pipelines.analyses.long_videos import FRAMES, long_videos, moved, trained  # noqa: E402
 from pipelines.analyses.mixing import mixed, way  # noqa: E402
 from pipelines.checkpoints import D_VID, EMA  # noqa: E402
 from pipelines.evaluate import NEUTRAL, training  # noqa: E402
@@ -152,6 +152,19 @@ def test_long_videos_are_compared_with_clips_as_long(workflow: Workflow) -> None
     assert findings.numbers["real_moved_48"] > findings.numbers["real_moved_16"] > 0  # they brighten steadily
     assert findings.files[".mp4"][4:8] == b"ftyp"
     json.dumps(findings.numbers, allow_nan=False)
+
+
+def test_the_model_of_longer_windows_is_trained_beside_the_stores_own(
+    workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(
+        "pipelines.train.train", lambda longer, **how: asked.append((longer.train.model, how["beside"]))
+    )
+    monkeypatch.setattr("pipelines.evaluate.evaluate", lambda longer: asked.append(longer.evaluate.frames))
+    longer = trained(workflow, None)
+    assert asked == [({"frames_span": FRAMES}, True), FRAMES]
+    assert training(longer).run != training(workflow).run
 
 
 def test_motion_is_counted_from_the_first_frame() -> None:
